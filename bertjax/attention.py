@@ -1,0 +1,92 @@
+"""Multi-head attention: masks, relative positions, softmax in float32, dropout of probabilities."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from bertjax.dropout import dropout
+from bertjax.module import Input
+
+
+def attention_bias(mask: Shaped[Input, "B ..."]) -> Float[Array, "B 1 _ S"]:
+    """Turn an attention mask into what is added to the scores.
+
+    Args:
+      mask: [B, S], or [B, T, S] with one row for each query; zero hides a key, anything else shows
+        it. A row that hides everything attends to all keys alike.
+
+    Returns:
+      float32 [B, 1, 1, S] or [B, 1, T, S]: 0 where shown, the least float32 where hidden.
+    """
+    if mask.ndim not in (2, 3):
+        raise ValueError(f"attention_mask must be [B, S] or [B, T, S]; got shape {mask.shape}")
+    mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None, :, :]
+    return jnp.where(mask != 0, 0.0, jnp.finfo(jnp.float32).min)
+
+
+def relative_scores(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B S H K"],
+    distance_embedding: Float[Array, "distances K"],
+    *,
+    with_key: bool,
+) -> Float[Array, "B H T S"]:
+    """Scores of relative positions, to be added before scaling.
+
+    `relative_key` (Shaw et al., arXiv 1803.02155): the query with the embedding of its distance to
+    each key. `relative_key_query` (Huang et al., arXiv 2009.13658, method 4): the key's with it
+    too.
+
+    Args:
+      query: queries.
+      key: keys.
+      distance_embedding: one row for each distance from -(max - 1) to max - 1.
+      with_key: add the key's term.
+    """
+    reach = (distance_embedding.shape[0] + 1) // 2
+    distance = jnp.arange(query.shape[1])[:, None] - jnp.arange(key.shape[1])[None, :]
+    positional = distance_embedding[distance + reach - 1]  # [T, S, K]
+    scores = jnp.einsum("bthk,tsk->bhts", query, positional)
+    if with_key:
+        scores += jnp.einsum("bshk,tsk->bhts", key, positional)
+    return scores
+
+
+def dot_product_attention(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H K"],
+    bias: Float[Array, "B 1 _ S"] | None = None,
+    *,
+    extra_scores: Float[Array, "B H T S"] | None = None,
+    head_mask: Float[Input, "..."] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B H T S"]]:
+    """Scaled dot-product attention (Vaswani et al., arXiv 1706.03762).
+
+    Args:
+      query: queries; key and value likewise.
+      key: keys.
+      value: values.
+      bias: added to the scaled scores, see `attention_bias`.
+      extra_scores: added to the scores before scaling, see `relative_scores`.
+      head_mask: factors of the probabilities, broadcast to [B, H, T, S].
+      dropout_rate: dropout of the probabilities, where `dropout_key` is given.
+      dropout_key: key of the dropout mask.
+
+    Returns:
+      The weighted values, and the probabilities after dropout and `head_mask`.
+    """
+    scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
+    if extra_scores is not None:
+        scores += extra_scores
+    scores *= query.shape[-1] ** -0.5
+    if bias is not None:
+        scores += bias
+    probs = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    if dropout_key is not None and dropout_rate > 0.0:
+        probs = dropout(dropout_key, probs, dropout_rate)
+    if head_mask is not None:
+        probs *= head_mask.astype(probs.dtype)
+    return jnp.einsum("bhts,bshk->bthk", probs, value), probs

@@ -1,0 +1,172 @@
+"""The `bertjax` command."""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bertjax.errors import InputError
+
+ConfigT = TypeVar("ConfigT")
+
+EXIT_INPUT = 2
+EXIT_STOPPED = 75
+
+USAGE = """\
+usage: bertjax COMMAND ...
+
+  pretrain EXPERIMENT.py [--FIELD VALUE ...]   pretrain a BERT; run again, it goes on where it was
+  build-vocab  --files TEXT... --output FILE   learn a WordPiece vocabulary from text
+  build-corpus --files TEXT... --output DIR    tokenize text into a dataset for pretraining
+
+`bertjax COMMAND --help` lists the options; `bertjax pretrain EXPERIMENT.py --help` every field.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+      0 done, 2 bad usage or input, 75 stopped by a signal after saving. Anything else is an
+      exception, which Python turns into exit code 1.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="bertjax: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it writes
+    try:
+        return _dispatch(arguments)
+    except InputError as error:
+        print(f"bertjax: {_one_line(str(error))}", file=sys.stderr)
+        return EXIT_INPUT
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else EXIT_INPUT
+    command, *rest = arguments
+    commands = {
+        "pretrain": _pretrain,
+        "build-vocab": _build_vocab,
+        "build-corpus": _build_corpus,
+    }
+    if command == "--version":
+        from bertjax import __version__
+
+        print(f"bertjax {__version__}")
+        return 0
+    if command not in commands:
+        import difflib
+
+        near = difflib.get_close_matches(command, commands, n=1)
+        hint = f", did you mean {near[0]}?" if near else f": choose one of {', '.join(commands)}"
+        raise InputError(f"no command {command!r}{hint}")
+    return commands[command](rest)
+
+
+def _pretrain(arguments: list[str]) -> int:
+    from bertjax.run_config import PretrainConfig
+
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(
+            "usage: bertjax pretrain EXPERIMENT.py [--FIELD VALUE ...]: the experiment file comes "
+            "first"
+        )
+    default = load_experiment(arguments[0], PretrainConfig)
+    config = parse(PretrainConfig, arguments[1:], f"bertjax pretrain {arguments[0]}", default)
+    from bertjax import pretrain
+    from bertjax.fit import NonFiniteError, StoppedBySignalError
+
+    try:
+        pretrain.run(config)
+    except StoppedBySignalError as stopped:
+        print(f"bertjax: {stopped}; start it again to go on", file=sys.stderr)
+        return EXIT_STOPPED
+    except NonFiniteError as error:
+        print(f"bertjax: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _build_vocab(arguments: list[str]) -> int:
+    from bertjax.run_config import VocabConfig
+
+    config = parse(VocabConfig, arguments, "bertjax build-vocab")
+    from bertjax.data.vocab import build_vocab
+
+    build_vocab(config)
+    return 0
+
+
+def _build_corpus(arguments: list[str]) -> int:
+    from bertjax.run_config import CorpusConfig
+
+    config = parse(CorpusConfig, arguments, "bertjax build-corpus")
+    from bertjax.data.corpus import build_corpus
+
+    build_corpus(config)
+    return 0
+
+
+def load_experiment(path: str, kind: type[ConfigT]) -> ConfigT:
+    """Return the one value of type `kind`, called CONFIG, of an experiment file.
+
+    Raises:
+      InputError: no such file, or it holds no such value.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such experiment file")
+    try:
+        value = runpy.run_path(path).get("CONFIG")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from error
+    if not isinstance(value, kind):
+        raise InputError(f"{path}: must set CONFIG to a {kind.__name__}")
+    return value
+
+
+def parse(kind: type[ConfigT], arguments: list[str], program: str, default: Any = None) -> ConfigT:
+    """Parse the command line into a config dataclass; a fault is one line.
+
+    Raises:
+      InputError: an unknown or malformed option.
+    """
+    import tyro
+
+    extra = {} if default is None else {"default": default}
+    captured = io.StringIO()
+    # tyro draws a box around its message, wrapped to the terminal: asked for a wide one, unwrapped
+    # here. Help goes to stdout as it is.
+    columns = os.environ.get("COLUMNS")
+    if not {"-h", "--help"} & set(arguments):
+        os.environ["COLUMNS"] = "1000"
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(kind, args=arguments, prog=program, **extra)
+    except SystemExit as stopped:
+        if stopped.code in (0, None):
+            raise
+        text = re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]", " ", captured.getvalue())
+        text = text.partition("For full helptext")[0]
+        raise InputError(f"{_one_line(text)} (see {program} --help)") from None
+    finally:
+        if columns is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = columns
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

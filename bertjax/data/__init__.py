@@ -1,0 +1,1 @@
+"""From raw text to training examples: reading, vocabularies, the dataset on disk, the examples."""

@@ -1,0 +1,443 @@
+"""The pretraining job: from a `PretrainConfig` to a trained, evaluated and exported BERT."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from bertjax import pretrained, run_dir
+from bertjax.checkpoint import Checkpoints
+from bertjax.data.documents import check_vocab, open_documents, read_corpus_json
+from bertjax.data.masking import continuation_pieces
+from bertjax.data.pretraining import PretrainingExamples, evaluation_batches, pretraining_batches
+from bertjax.data.vocab import SpecialIds, read_vocab, special_ids
+from bertjax.errors import InputError
+from bertjax.fit import Window, fit
+from bertjax.flops import peak_flops, train_flops
+from bertjax.heads import BertForPreTraining
+from bertjax.losses import IGNORE_INDEX, LossSum, cross_entropy
+from bertjax.optimizer import learning_rate_schedule, optimizer
+from bertjax.report import Report, draw_curves, say
+from bertjax.run_config import CorpusConfig, PretrainConfig, VocabConfig
+from bertjax.sharding import (
+    check_batch_size,
+    global_batch,
+    host_rows,
+    make_mesh,
+    state_shardings,
+)
+from bertjax.train import (
+    Batch,
+    Sums,
+    TrainState,
+    abstract_state,
+    evaluate,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    new_state,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingObjective:
+    """Masked tokens and sentence pairs, on batches of `data.pretraining`.
+
+    Attributes:
+      model: the module.
+      sentence_pairs: whether the rows hold labelled pairs (nsp, sop).
+      common_token: the token that a guesser without a model would always name; its accuracy is
+        reported in evaluations. None leaves it out.
+    """
+
+    model: BertForPreTraining
+    sentence_pairs: bool = True
+    common_token: int | None = None
+
+    def init(self, key: jax.Array) -> Any:
+        """Return fresh parameters."""
+        return self.model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the number of masked tokens and of labelled pairs."""
+        weights = {"mlm_loss": jnp.sum(batch["mlm_weights"])}
+        if self.sentence_pairs:
+            weights["sentence_loss"] = jnp.sum(
+                batch["next_sentence_label"] != IGNORE_INDEX, dtype=jnp.float32
+            )
+        return weights
+
+    def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
+        """Return the sums of losses and of hits."""
+        output: Any = self.model.apply(
+            {"params": params},
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["token_type_ids"],
+            mlm_positions=batch["mlm_positions"],
+            deterministic=dropout_key is None,
+            rngs={} if dropout_key is None else {"dropout": dropout_key},
+        )
+        labels, weights = batch["mlm_labels"], batch["mlm_weights"]
+        sums = {
+            "mlm_loss": cross_entropy(output.prediction_logits, labels, weights),
+            "mlm_accuracy": _accuracy(output.prediction_logits, labels, weights),
+        }
+        if self.sentence_pairs:
+            pairs = batch["next_sentence_label"]
+            kept = (pairs != IGNORE_INDEX).astype(jnp.float32)
+            logits = output.seq_relationship_logits
+            sums["sentence_loss"] = cross_entropy(logits, pairs)
+            sums["sentence_accuracy"] = _accuracy(logits, pairs, kept)
+            sums["second_label"] = LossSum(jnp.sum((pairs == 1) * kept), jnp.sum(kept))
+        if dropout_key is None and self.common_token is not None:
+            hits = (labels == self.common_token) * weights
+            sums["common_token_accuracy"] = LossSum(jnp.sum(hits), jnp.sum(weights))
+        return sums
+
+
+def _accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> LossSum:
+    hits = (jnp.argmax(logits, axis=-1) == labels) * weights
+    return LossSum(jnp.sum(hits), jnp.sum(weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The examples of a run."""
+
+    directory: Path
+    lowercase: bool
+    pieces: list[str]
+    special: SpecialIds
+    train: PretrainingExamples
+    held_out: PretrainingExamples | None
+
+    @property
+    def vocab(self) -> Path:
+        """The vocabulary of the dataset."""
+        return self.directory / "vocab.txt"
+
+
+def run(config: PretrainConfig) -> None:
+    """Pretrain, evaluate, draw and export; what is done already is not done again.
+
+    Raises:
+      InputError: bad input, see the messages.
+      StoppedBySignalError: stopped after saving; run again to go on.
+      NonFiniteError: the loss diverged.
+    """
+    if config.distributed:
+        jax.distributed.initialize()
+    first_process = jax.process_index() == 0
+    mesh = make_mesh(config.mesh)
+    check_batch_size(mesh, config.batch_size, config.accumulation_steps)
+    directory = run_dir.check(config)
+    data = prepare_data(config)
+    if first_process:
+        run_dir.claim(config)
+    checkpoints = Checkpoints(directory / run_dir.CHECKPOINTS, config.checkpoint)
+    if checkpoints.latest_step() == config.train_steps and (directory / run_dir.DONE).is_file():
+        say(f"{directory}: done already ({config.train_steps} steps); nothing to do")
+        return
+    model = BertForPreTraining(config.model, dtype=jnp.dtype(config.dtype))
+    objective = PretrainingObjective(model, config.data.sentence_task != "none")
+    state, shardings, start = start_state(config, objective, mesh, checkpoints)
+    rows = host_rows(mesh, config.batch_size)
+    step_function = make_train_step(
+        objective,
+        optimizer(config.optimizer, config.train_steps),
+        mesh,
+        shardings,
+        seed=config.seed + 1,  # another stream than that of the initial parameters
+        accumulation_steps=config.accumulation_steps,
+    )
+    held_out = HeldOut(config, data, objective, mesh, shardings)
+    schedule = jax.jit(learning_rate_schedule(config.optimizer, config.train_steps))
+    length, predictions = config.data.sequence_length, config.data.max_predictions_per_seq
+    window = Window(
+        {
+            "sequences": config.batch_size,
+            "tokens": config.batch_size * length,
+            "flops": config.batch_size * train_flops(config.model, length, predictions),
+        },
+        peak_flops(list(mesh.devices.flat)),
+        config.skip_nonfinite,
+    )
+    with Report(
+        directory, steps=config.train_steps, first_step=start, enabled=first_process
+    ) as report:
+        batches = pretraining_batches(
+            data.train,
+            config.batch_size,
+            start * config.batch_size,
+            *rows,
+            workers=config.data.workers,
+        )
+        state = fit(
+            state,
+            step_function,
+            (global_batch(batch, mesh, config.batch_size) for batch in batches),
+            start=start,
+            steps=config.train_steps,
+            window=window,
+            learning_rate=lambda step: float(schedule(step)),
+            log_every=config.log_every,
+            eval_every=config.eval_every,
+            save_every=config.checkpoint.every,
+            evaluate=held_out.evaluate,
+            checkpoints=checkpoints,
+            position=lambda step: {"examples": step * config.batch_size},
+            report=report,
+        )
+        values = held_out.evaluate(state)
+        if values:
+            report.write(config.train_steps, "eval", values)
+    params = whole_on_host(state.params)
+    if first_process:
+        finish(config, data, model, params, values)
+    checkpoints.close()
+
+
+def prepare_data(config: PretrainConfig) -> Data:
+    """Open the dataset, building it from raw text first where the config says so."""
+    data = config.data
+    directory = Path(data.dataset) if data.dataset else Path(config.run_dir) / run_dir.DATASET
+    if not data.dataset and jax.process_index() == 0:
+        _build_dataset(config, directory)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("dataset is there")
+    if data.vocab:
+        check_vocab(directory, data.vocab)
+    description = read_corpus_json(directory)
+    pieces = read_vocab(directory / "vocab.txt")
+    special = special_ids(pieces, directory / "vocab.txt")
+    if len(pieces) > config.model.vocab_size:
+        raise InputError(
+            f"{directory}: its vocabulary has {len(pieces)} pieces, model.vocab_size is "
+            f"{config.model.vocab_size}: they must agree"
+        )
+
+    def examples(split: str, seed: int) -> PretrainingExamples:
+        return PretrainingExamples(
+            open_documents(directory, split),
+            data,
+            special,
+            len(pieces),
+            seed,
+            continuations=continuation_pieces(pieces),
+        )
+
+    held_out = examples("validation", 0) if "validation" in description["splits"] else None
+    return Data(
+        directory,
+        description["lowercase"],
+        pieces,
+        special,
+        examples("train", config.seed),
+        held_out,
+    )
+
+
+def _build_dataset(config: PretrainConfig, directory: Path) -> None:
+    """Learn a vocabulary, unless one is given, and tokenize the raw text."""
+    from bertjax.data.corpus import build_corpus
+    from bertjax.data.vocab import build_vocab
+
+    data = config.data
+    if not data.text:
+        raise InputError("data: give dataset (from `bertjax build-corpus`) or text (raw files)")
+    vocab = Path(data.vocab) if data.vocab else Path(config.run_dir) / run_dir.VOCAB
+    if not data.vocab and not (directory / "corpus.json").is_file():
+        size = config.model.vocab_size
+        say(f"learning a vocabulary of {size} pieces from {len(data.text)} files or globs")
+        build_vocab(VocabConfig(data.text, str(vocab), vocab_size=size, lowercase=data.lowercase))
+    build_corpus(
+        CorpusConfig(
+            data.text,
+            str(vocab),
+            str(directory),
+            validation_files=data.validation_text,
+            layout=data.layout,
+            lowercase=data.lowercase,
+        )
+    )
+
+
+def start_state(
+    config: PretrainConfig, objective: PretrainingObjective, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[TrainState, TrainState, int]:
+    """Return the state to go on from, its shardings and the steps done.
+
+    From the newest whole checkpoint of the run; else from the parameters of `init_from`; else anew.
+    """
+    tx = optimizer(config.optimizer, config.train_steps)
+    abstract = abstract_state(objective, tx)
+    shardings = state_shardings(abstract, mesh)
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+    restored = checkpoints.restore(placed)
+    if restored is not None:
+        state, position = restored
+        if position != {"examples": int(state.step) * config.batch_size}:
+            raise InputError(
+                f"{config.run_dir}: its checkpoint has used {position} and not batches of "
+                f"{config.batch_size}"
+            )
+        say(f"going on from step {int(state.step)} of {config.train_steps}")
+        return state, shardings, int(state.step)
+    if not config.init_from:
+        return *init_state(objective, tx, mesh, config.seed), 0
+    source = Path(config.init_from)
+    if (source / run_dir.CHECKPOINTS).is_dir():
+        source /= run_dir.MODEL
+    _, params = pretrained.load_pretrained(
+        BertForPreTraining, source, config=config.model, shardings=shardings.params
+    )
+    say(f"parameters from {source}")
+    with jax.set_mesh(mesh):
+        state = jax.jit(lambda p: new_state(p, tx), out_shardings=shardings)(params)
+    return state, shardings, 0
+
+
+class HeldOut:
+    """Evaluation on the held-out split."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        data: Data,
+        objective: PretrainingObjective,
+        mesh: Mesh,
+        shardings: TrainState,
+    ) -> None:
+        self._config = config
+        self._data = data
+        self._mesh = mesh
+        if data.held_out is not None:
+            objective = dataclasses.replace(objective, common_token=commonest_token(data.train))
+        self._eval_step = make_eval_step(objective, mesh, shardings)
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Return the means over the held-out examples; nothing where there are none."""
+        if self._data.held_out is None:
+            return {}
+        sums = evaluate(self._eval_step, state.params, self._batches(self._data.held_out))
+        sums = jax.device_get(sums)
+        values = {name: float(pair.mean()) for name, pair in sums.items()}
+        if "sentence_accuracy" in sums:
+            share = values.pop("second_label")
+            values["common_label_accuracy"] = max(share, 1 - share)
+            accuracy, count = values["sentence_accuracy"], float(sums["sentence_accuracy"].weight)
+            values["sentence_accuracy_stderr"] = math.sqrt(accuracy * (1 - accuracy) / count)
+        values["loss"] = values["mlm_loss"] + values.get("sentence_loss", 0.0)
+        return values
+
+    def _batches(self, examples: PretrainingExamples) -> Iterator[Batch]:
+        size = self._config.batch_size
+        rows = host_rows(self._mesh, size)
+        for batch in evaluation_batches(examples, self._config.eval_examples, size, *rows):
+            yield global_batch(batch, self._mesh, size)
+
+
+def commonest_token(examples: PretrainingExamples, count: int = 1024) -> int:
+    """Return the token that is masked most often in the first `count` examples."""
+    batch = examples.batch(np.arange(count))
+    return int(np.bincount(batch["mlm_labels"][batch["mlm_weights"] > 0]).argmax())
+
+
+def whole_on_host(params: Any) -> Any:
+    """Gather sharded parameters as numpy arrays on every host."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(params, tiled=True)
+    return jax.device_get(params)
+
+
+def finish(
+    config: PretrainConfig,
+    data: Data,
+    model: BertForPreTraining,
+    params: Any,
+    values: dict[str, float],
+) -> None:
+    """Export the model for transformers, draw the curves, print what was reached."""
+    from bertjax.tokenizer import save_tokenizer
+
+    directory = Path(config.run_dir)
+    pretrained.save_pretrained(directory / run_dir.MODEL, model, params)
+    save_tokenizer(data.vocab, data.lowercase, directory / run_dir.MODEL)
+    curves = draw_curves(directory)
+    if data.held_out is not None:
+        say("masked words of the held-out text, with the model's three best guesses:")
+        for line in filled_masks(model, params, data):
+            say("  " + line)
+        say(summary(values))
+    (directory / run_dir.DONE).write_text("")
+    say(f"model for transformers: {directory / run_dir.MODEL}; curves: {curves}")
+
+
+def summary(values: dict[str, float]) -> str:
+    """Return the final figures in a sentence."""
+    ours, common = values["mlm_accuracy"], values["common_token_accuracy"]
+    text = (
+        f"held-out MLM accuracy {100 * ours:.2f}%, {ours / max(common, 1e-9):.2f} times the "
+        f"{100 * common:.2f}% of always guessing the commonest token"
+    )
+    if "sentence_accuracy" in values:
+        accuracy, error = values["sentence_accuracy"], values["sentence_accuracy_stderr"]
+        text += (
+            f"; sentence pairs {100 * accuracy:.1f}% +- {100 * error:.1f}% (standard error) against "
+            f"{100 * values['common_label_accuracy']:.1f}% for the commoner answer"
+        )
+    return text
+
+
+def filled_masks(
+    model: BertForPreTraining, params: Any, data: Data, rows: int = 4, reach: int = 8
+) -> list[str]:
+    """Return lines of held-out text around a masked token, with the three best guesses.
+
+    Args:
+      model: the module.
+      params: its parameters, on the host.
+      data: the run's data, with a held-out split.
+      rows: number of lines.
+      reach: tokens shown on either side.
+    """
+    assert data.held_out is not None
+    batch = data.held_out.batch(np.arange(64))
+    apply = jax.jit(model.apply)
+    lines: list[str] = []
+    for row in range(64):
+        ids, positions = batch["input_ids"][row], batch["mlm_positions"][row]
+        hidden = [i for i, p in enumerate(positions) if ids[p] == data.special.mask]
+        if not hidden or len(lines) == rows:
+            continue
+        one = {name: batch[name][row : row + 1] for name in batch}
+        logits = apply(
+            {"params": params},
+            one["input_ids"],
+            one["attention_mask"],
+            one["token_type_ids"],
+            mlm_positions=one["mlm_positions"],
+        ).prediction_logits[0, hidden[0]]
+        best = np.argsort(-np.asarray(logits))[:3]
+        probabilities = np.asarray(jax.nn.softmax(logits))[best]
+        place = int(positions[hidden[0]])
+        words = [data.pieces[i] for i in ids[max(0, place - reach) : place + reach + 1]]
+        text = " ".join(w for w in words if w != data.pieces[data.special.pad]).replace(" ##", "")
+        guesses = ", ".join(
+            f"{data.pieces[i]} {100 * p:.0f}%" for i, p in zip(best, probabilities, strict=True)
+        )
+        truth = data.pieces[int(batch["mlm_labels"][row, hidden[0]])]
+        lines.append(f"... {text} ... -> {guesses} (was: {truth})")
+    return lines

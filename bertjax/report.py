@@ -1,0 +1,154 @@
+"""What a person sees of a run: progress bar, metrics.jsonl, TensorBoard events, curves.png."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+
+
+def say(text: str) -> None:
+    """Print a line of news on stderr, above the progress bar if there is one."""
+    tqdm.write(text, file=sys.stderr)
+
+
+class Report:
+    """Writes the metrics of a run; on all processes but the first it does nothing.
+
+    Args:
+      directory: the run directory.
+      steps: total steps of the run.
+      first_step: step that the run goes on from; later lines of an interrupted run are cut off.
+      enabled: whether this process writes.
+    """
+
+    def __init__(self, directory: Path, *, steps: int, first_step: int, enabled: bool) -> None:
+        self._enabled = enabled
+        self._steps = steps
+        if not enabled:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(directory) if line["step"] <= first_step]
+        _write_lines(directory / METRICS, kept)
+        self._file = (directory / METRICS).open("a", encoding="utf-8")
+        self._events = SummaryWriter(
+            str(directory / "tensorboard"), purge_step=first_step + 1, flush_secs=10
+        )
+        self._bar = tqdm(
+            total=steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._enabled:
+            self._bar.close()
+            self._events.close()
+            self._file.close()
+
+    def advance(self) -> None:
+        """Move the bar on by one step."""
+        if self._enabled:
+            self._bar.update()
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Record the values of a step.
+
+        Args:
+          step: optimizer steps done.
+          split: "train" or "eval".
+          values: names and numbers.
+        """
+        if not self._enabled:
+            return
+        # JSON has no infinity and no NaN: null, so that every reader can read the file.
+        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        line = {"step": step, "split": split, "time": round(time.time(), 3)} | finite
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+        if split == "train":
+            self._bar.set_postfix_str(progress_text(values), refresh=True)
+        else:
+            say(f"step {step}: held-out " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+
+def progress_text(values: dict[str, float]) -> str:
+    """Return what the progress bar shows of a training step."""
+    parts = [f"loss {values['loss']:.3f}"]
+    for name, text in (("mlm_accuracy", "mlm"), ("sentence_accuracy", "nsp")):
+        if name in values:
+            parts.append(f"{text} {100 * values[name]:.1f}%")
+    parts.append(f"{values['sequences_per_second']:.0f} seq/s")
+    parts.append(f"{values['tokens_per_second']:.0f} tok/s")
+    parts.append(f"lr {values['learning_rate']:.2e}")
+    if "mfu" in values:
+        parts.append(f"MFU {100 * values['mfu']:.1f}%")
+    return " ".join(parts)
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl; a last line cut off by a kill is left out."""
+    path = directory / METRICS
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    beside = path.with_suffix(".tmp")
+    beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    beside.replace(path)
+
+
+def draw_curves(directory: Path) -> Path:
+    """Draw curves.png from metrics.jsonl."""
+    from matplotlib.figure import Figure  # slow to import, needed once
+
+    lines = read_metrics(directory)
+    panels = [
+        ("loss", "loss"),
+        ("mlm_accuracy", "MLM accuracy"),
+        ("sentence_accuracy", "sentence-pair accuracy"),
+        ("learning_rate", "learning rate"),
+    ]
+    panels = [p for p in panels if any(line.get(p[0]) is not None for line in lines)]
+    figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    for axes, (name, title) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        for split, style in (
+            ("train", {"lw": 1, "alpha": 0.7}),
+            ("eval", {"marker": "o", "ms": 4}),
+        ):
+            points = [
+                (line["step"], line[name])
+                for line in lines
+                if line["split"] == split and line.get(name) is not None
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=split, **style)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    path = directory / "curves.png"
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,94 @@
+"""The run directory: what lies where, and whether it belongs to this configuration."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from bertjax.errors import InputError
+from bertjax.run_config import PretrainConfig
+
+CONFIG = "config.json"
+VOCAB = "vocab.txt"
+CHECKPOINTS = "checkpoints"
+DATASET = "dataset"
+MODEL = "model"
+DONE = "DONE"
+
+# Fields that may change when a run goes on: where and how it runs, not what it computes.
+_FREE = re.compile(
+    r"run_dir|mesh\..*|checkpoint\..*|data\.(workers|dataset|vocab|text|validation_text)"
+    r"|model\.(remat|scan_unroll)|log_every|eval_every|eval_examples|skip_nonfinite|distributed"
+    r"|init_from"
+)
+
+
+def check(config: PretrainConfig) -> Path:
+    """Return the run directory if it is new or belongs to this configuration.
+
+    Raises:
+      InputError: not a run directory, or of another configuration (all differences are named).
+    """
+    directory = Path(config.run_dir)
+    path = directory / CONFIG
+    if not path.is_file():
+        if directory.exists() and not directory.is_dir():
+            raise InputError(f"{directory}: is not a directory")
+        strangers = {p.name for p in directory.glob("*")} - {VOCAB, DATASET, CHECKPOINTS}
+        if strangers:
+            raise InputError(
+                f"{directory}: holds {min(strangers)} but no {CONFIG} of a run; choose another "
+                "--run-dir"
+            )
+        return directory
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error})") from error
+    differences = [
+        f"{name} is {before!r} there and {now!r} here"
+        for name, before, now in _differences(found, _as_json(config))
+        if not _FREE.fullmatch(name)
+    ]
+    if differences:
+        raise InputError(
+            f"{directory}: belongs to another configuration: {'; '.join(differences)}. "
+            "Choose another --run-dir or give the same values"
+        )
+    return directory
+
+
+def claim(config: PretrainConfig) -> None:
+    """Write config.json into the run directory, unless it is there.
+
+    Raises:
+      InputError: not writable.
+    """
+    path = Path(config.run_dir) / CONFIG
+    if path.is_file():
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(_as_json(config), indent=2) + "\n", encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be written ({error.strerror})") from error
+
+
+def _as_json(config: PretrainConfig) -> Any:
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """List (dotted name, old, new) wherever two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            difference
+            for key in sorted(old.keys() | new.keys())
+            for difference in _differences(
+                old.get(key), new.get(key), f"{name}.{key}" if name else key
+            )
+        ]
+    return [] if old == new else [(name, old, new)]
