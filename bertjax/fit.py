@@ -124,7 +124,6 @@ class Window:
         names = self._values[0] if self._values else {}
         values = {name: float(np.mean([v[name] for v in self._values])) for name in names}
         values.setdefault("loss", float("nan"))
-        values.pop("second_label", None)
         values["learning_rate"] = learning_rate
         for name in ("sequences", "tokens"):
             values[f"{name}_per_second"] = self._rates[name] * self._steps / seconds

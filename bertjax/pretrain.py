@@ -53,8 +53,8 @@ class PretrainingObjective:
     Attributes:
       model: the module.
       sentence_pairs: whether the rows hold labelled pairs (nsp, sop).
-      common_token: the token that a guesser without a model would always name; its accuracy is
-        reported in evaluations. None leaves it out.
+      common_token: what a guesser without a model would always name. Given, as in evaluations, the
+        sums hold how often that is right, and the share of pairs labelled 1. None leaves both out.
     """
 
     model: BertForPreTraining
@@ -96,8 +96,9 @@ class PretrainingObjective:
             logits = output.seq_relationship_logits
             sums["sentence_loss"] = cross_entropy(logits, pairs)
             sums["sentence_accuracy"] = _accuracy(logits, pairs, kept)
-            sums["second_label"] = LossSum(jnp.sum((pairs == 1) * kept), jnp.sum(kept))
-        if dropout_key is None and self.common_token is not None:
+            if self.common_token is not None:
+                sums["second_label"] = LossSum(jnp.sum((pairs == 1) * kept), jnp.sum(kept))
+        if self.common_token is not None:
             hits = (labels == self.common_token) * weights
             sums["common_token_accuracy"] = LossSum(jnp.sum(hits), jnp.sum(weights))
         return sums
