@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from bertjax import pretrained, run_dir
+from bertjax import pretrained, run_dir, sharding
 from bertjax.checkpoint import Checkpoints
 from bertjax.data.documents import check_vocab, open_documents, read_corpus_json
 from bertjax.data.masking import continuation_pieces
@@ -135,7 +135,7 @@ def run(config: PretrainConfig) -> None:
       NonFiniteError: the loss diverged.
     """
     if config.distributed:
-        jax.distributed.initialize()
+        sharding.join_hosts()
     first_process = jax.process_index() == 0
     mesh = make_mesh(config.mesh)
     check_batch_size(mesh, config.batch_size, config.accumulation_steps)

@@ -6,6 +6,7 @@ two tables shard the whole training state. The model itself only calls `constrai
 """
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -53,6 +54,27 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"seq_relationship/kernel", (None, None)),
     (r"seq_relationship/bias", (None,)),
 )
+
+
+def join_hosts() -> None:
+    """Connect the processes of a run, one or more a host, before anything else touches JAX.
+
+    TPU pods, SLURM, GKE and Open MPI are recognised by `jax.distributed.initialize`; elsewhere set
+    JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
+
+    Raises:
+      InputError: the environment describes no cluster.
+    """
+    count, number = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=int(count) if count else None, process_id=int(number) if number else None
+        )
+    except ValueError as error:
+        raise InputError(
+            f"distributed: {error} Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID, or leave --distributed out on a single host"
+        ) from error
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
