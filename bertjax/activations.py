@@ -12,9 +12,11 @@ from bertjax.errors import InputError
 
 def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    cdf = 0.5 + 0.5 * jax.lax.erf(y * math.sqrt(0.5))
-    slope = cdf + y * jnp.exp(-0.5 * y * y) * (1.0 / math.sqrt(2.0 * math.pi))
-    return (y * cdf).astype(x.dtype), slope.astype(x.dtype)
+    size = jnp.abs(y)
+    tail = 0.5 - 0.5 * jax.lax.erf(size * math.sqrt(0.5))  # 1 - Phi(|y|), which keeps its digits
+    density = jnp.exp(-0.5 * y * y) * (1.0 / math.sqrt(2.0 * math.pi))
+    slope = jnp.where(y > 0, 1.0 - tail, tail) + y * density
+    return (jnp.maximum(y, 0.0) - size * tail).astype(x.dtype), slope.astype(x.dtype)
 
 
 @jax.custom_jvp

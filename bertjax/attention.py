@@ -52,6 +52,21 @@ def relative_scores(
     return scores
 
 
+@jax.custom_jvp
+def softmax(scores: Float[Array, "*rows S"]) -> Float[Array, "*rows S"]:
+    """Softmax over the last axis; one division a row, and the result is all that is kept."""
+    unnormalized = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    return unnormalized * (1.0 / unnormalized.sum(axis=-1, keepdims=True))
+
+
+@softmax.defjvp
+def _softmax_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    probs, (change,) = softmax(*primals), tangents
+    return probs, probs * (change - (probs * change).sum(axis=-1, keepdims=True))
+
+
 def dot_product_attention(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
@@ -84,7 +99,7 @@ def dot_product_attention(
     scores *= query.shape[-1] ** -0.5
     if bias is not None:
         scores += bias
-    probs = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    probs = softmax(scores).astype(query.dtype)
     if dropout_key is not None and dropout_rate > 0.0:
         probs = dropout(dropout_key, probs, dropout_rate)
     if head_mask is not None:

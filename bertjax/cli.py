@@ -1,12 +1,15 @@
 """The `bertjax` command."""
 
 import contextlib
+import errno
 import io
+import itertools
 import logging
 import os
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +20,8 @@ ConfigT = TypeVar("ConfigT")
 
 EXIT_INPUT = 2
 EXIT_STOPPED = 75
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 USAGE = """\
 usage: bertjax COMMAND ...
@@ -42,20 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except InputError as error:
-        print(f"bertjax: {_one_line(str(error))}", file=sys.stderr)
-        return EXIT_INPUT
+        message = str(error)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        message = f"{error.filename or 'output'}: cannot be written ({error.strerror})"
+    print(f"bertjax: {_one_line(message)}", file=sys.stderr)
+    return EXIT_INPUT
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0 if arguments else EXIT_INPUT
-    command, *rest = arguments
     commands = {
         "pretrain": _pretrain,
         "build-vocab": _build_vocab,
         "build-corpus": _build_corpus,
     }
+    if not arguments:
+        raise InputError(f"no command given: choose one of {', '.join(commands)} (see --help)")
+    command, *rest = arguments
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
     if command == "--version":
         from bertjax import __version__
 
@@ -73,6 +85,8 @@ def _dispatch(arguments: list[str]) -> int:
 def _pretrain(arguments: list[str]) -> int:
     from bertjax.run_config import PretrainConfig
 
+    if arguments in (["-h"], ["--help"]):
+        parse(PretrainConfig, arguments, "bertjax pretrain EXPERIMENT.py")
     if not arguments or arguments[0].startswith("-"):
         raise InputError(
             "usage: bertjax pretrain EXPERIMENT.py [--FIELD VALUE ...]: the experiment file comes "
@@ -118,16 +132,19 @@ def load_experiment(path: str, kind: type[ConfigT]) -> ConfigT:
     """Return the one value of type `kind`, called CONFIG, of an experiment file.
 
     Raises:
-      InputError: no such file, or it holds no such value.
+      InputError: no such file, it cannot be run to its end, or it holds no such value.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such experiment file")
     try:
         value = runpy.run_path(path).get("CONFIG")
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
     except SyntaxError as error:
-        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from error
+        raise InputError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((f.lineno for f in reversed(frames) if f.filename == path), "?")
+        name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        raise InputError(f"{path}, line {line}: {name}{error}") from error
     if not isinstance(value, kind):
         raise InputError(f"{path}: must set CONFIG to a {kind.__name__}")
     return value
@@ -143,8 +160,8 @@ def parse(kind: type[ConfigT], arguments: list[str], program: str, default: Any 
 
     extra = {} if default is None else {"default": default}
     captured = io.StringIO()
-    # tyro draws a box around its message, wrapped to the terminal: asked for a wide one, unwrapped
-    # here. Help goes to stdout as it is.
+    # tyro draws a box around its message, wrapped to the terminal: asked for a wide one, taken off
+    # below. Help goes to stdout as it is.
     columns = os.environ.get("COLUMNS")
     if not {"-h", "--help"} & set(arguments):
         os.environ["COLUMNS"] = "1000"
@@ -154,14 +171,23 @@ def parse(kind: type[ConfigT], arguments: list[str], program: str, default: Any 
     except SystemExit as stopped:
         if stopped.code in (0, None):
             raise
-        text = re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]", " ", captured.getvalue())
-        text = text.partition("For full helptext")[0]
-        raise InputError(f"{_one_line(text)} (see {program} --help)") from None
+        raise InputError(f"{_unboxed(captured.getvalue())} (see {program} --help)") from None
     finally:
         if columns is None:
             os.environ.pop("COLUMNS", None)
         else:
             os.environ["COLUMNS"] = columns
+
+
+def _unboxed(text: str) -> str:
+    """Return what a box of tyro's says: without frame, title, and pointers to the help."""
+    lines = [line.strip(" │") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
+    parts = [
+        " ".join(part)
+        for in_words, part in itertools.groupby(lines[1:], lambda x: bool(x.strip("─-╰╯")))
+        if in_words
+    ]
+    return "; ".join(p for p in parts if not p.startswith(("For full helptext", "Argument help")))
 
 
 def _one_line(text: str) -> str:

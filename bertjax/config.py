@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import numbers
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -122,8 +125,13 @@ class BertConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.id2label, Mapping):
-            names = sorted((int(i), str(name)) for i, name in self.id2label.items())
-            object.__setattr__(self, "id2label", tuple(name for _, name in names))
+            names = {str(i): str(name) for i, name in self.id2label.items()}
+            ids = [str(i) for i in range(len(names))]
+            if names.keys() != set(ids):
+                raise InputError(f"id2label must name the ids 0, 1, ...; got {list(names)}")
+            object.__setattr__(self, "id2label", tuple(names[i] for i in ids))
+        for field in dataclasses.fields(self):
+            _check_kind(field.name, getattr(self, field.name))
         if self.id2label:
             object.__setattr__(self, "num_labels", len(self.id2label))
         for name in (
@@ -189,7 +197,7 @@ class BertConfig:
             raise InputError(f"{path}: must hold a JSON object")
         try:
             return cls.from_dict(values)
-        except (InputError, TypeError) as error:
+        except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
     @classmethod
@@ -202,18 +210,19 @@ class BertConfig:
         if model_type is None and "layer_norm_eps" not in values:
             values.setdefault("type_vocab_size", 16)  # google's default for its own files
         label2id = values.pop("label2id", None)
+        if label2id and not isinstance(label2id, Mapping):
+            raise InputError(f"label2id must map names to ids; got {label2id!r}")
         if label2id and not values.get("id2label"):
             values["id2label"] = {i: name for name, i in label2id.items()}
         known = {f.name for f in dataclasses.fields(cls)} - {"other", "remat", "scan_unroll"}
         fields = {key: value for key, value in values.items() if key in known}
         names = fields.pop("id2label", None) or {}
-        if any(name != f"LABEL_{i}" for i, name in names.items()):
+        if names and fields.setdefault("num_labels", len(names)) != len(names):
+            raise InputError(f"num_labels is {fields['num_labels']}, id2label names {len(names)}")
+        # Generic names say no more than their number.
+        if not isinstance(names, Mapping) or any(n != f"LABEL_{i}" for i, n in names.items()):
             fields["id2label"] = names
-        elif names:
-            fields["num_labels"] = len(names)  # generic names say no more than their number
         other = sorted((k, json.dumps(v)) for k, v in values.items() if k not in known)
-        for key, value in fields.items():
-            _check_type(key, value)
         return cls(**fields, other=tuple(other))
 
     @classmethod
@@ -243,18 +252,28 @@ class BertConfig:
         Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def _check_type(key: str, value: Any) -> None:
-    """Refuse a JSON value of another kind than the field's default."""
-    default = next(f.default for f in dataclasses.fields(BertConfig) if f.name == key)
-    if isinstance(default, bool):
-        fits = isinstance(value, bool)
-    elif isinstance(default, int):
-        fits = (isinstance(value, int) and not isinstance(value, bool)) or value is None
-    elif isinstance(default, float):
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-    elif isinstance(default, str):
-        fits = isinstance(value, str)
+_KINDS = typing.get_type_hints(BertConfig)
+
+
+def _check_kind(name: str, value: Any) -> None:
+    """Refuse a value of another kind than the field's annotation says."""
+    kind = _KINDS[name]
+    if _is_a(value, kind):
+        return
+    if typing.get_origin(kind) is Literal:
+        wanted = "one of " + ", ".join(map(repr, typing.get_args(kind)))
     else:
-        fits = True
-    if not fits:
-        raise InputError(f"{key} must be like {default!r}; got {value!r}")
+        wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    raise InputError(f"{name} must be {wanted}; got {value!r}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_a(value, k) for k in typing.get_args(kind))
+    if origin is Literal:
+        return value in typing.get_args(kind)
+    if kind in (int, float):  # numpy's numbers too; True is none
+        number = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, origin or kind)

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from bertjax.activations import activation
 from bertjax.config import BertConfig
+from bertjax.layers import Dense, LayerNorm, kernel_init
 from bertjax.losses import pretraining_loss
-from bertjax.model import BertModel, Dense, kernel_init, layer_norm
+from bertjax.model import BertModel
 from bertjax.module import Input, PretrainedModule
 
 
@@ -49,7 +50,8 @@ class BertPredictionHeadTransform(nn.Module):
     @nn.compact
     def __call__(self, hidden: Float[Array, "B M D"]) -> Float[Array, "B M D"]:
         x = Dense(self.config, self.config.hidden_size, self.dtype, name="dense")(hidden)
-        return layer_norm(self.config, self.dtype)(activation(self.config.hidden_act)(x))
+        x = activation(self.config.hidden_act)(x)
+        return LayerNorm(self.config, self.dtype, name="LayerNorm")(x)
 
 
 class BertPredictions(nn.Module):

@@ -6,7 +6,6 @@ Parameters carry Hugging Face's names; those of the layers are stacked, `[L, ...
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from bertjax.activations import activation
 from bertjax.attention import attention_bias, dot_product_attention, relative_scores
 from bertjax.config import BertConfig
 from bertjax.dropout import Dropout
+from bertjax.layers import Dense, LayerNorm, kernel_init
 from bertjax.module import Input, PretrainedModule
 from bertjax.sharding import constrain
 
@@ -38,54 +38,6 @@ class BertModelOutput:
     pooler_output: jax.Array | None = None
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
-
-
-def kernel_init(config: BertConfig) -> nn.initializers.Initializer:
-    """Return the initializer of every kernel and embedding, heads included."""
-    make = {
-        "normal": nn.initializers.normal,
-        "truncated_normal": nn.initializers.truncated_normal,
-    }[config.initializer]
-    return make(stddev=config.initializer_range)
-
-
-class Dense(nn.Module):
-    """Dense layer with BERT's initialisation, over one or more input and output axes.
-
-    Rows are flattened: with batch and tokens as two axes the kernel's gradient would contract over
-    both, for which XLA on a CPU copies the activations and multiplies at half speed.
-
-    Attributes:
-      config: the architecture.
-      features: size of the output, or of each of its axes.
-      dtype: compute type.
-      input_axes: number of the input's last axes that the kernel contracts.
-    """
-
-    config: BertConfig
-    features: int | tuple[int, ...]
-    dtype: DTypeLike
-    input_axes: int = 1
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        outputs = (self.features,) if isinstance(self.features, int) else self.features
-        rows, inputs = x.shape[: -self.input_axes], x.shape[-self.input_axes :]
-        kernel = self.param("kernel", kernel_init(self.config), (*inputs, *outputs))
-        bias = self.param("bias", nn.initializers.zeros, outputs)
-        flat = x.reshape(-1, math.prod(inputs)).astype(self.dtype)
-        matrix = kernel.astype(self.dtype).reshape(flat.shape[1], -1)
-        y = flat @ matrix + bias.astype(self.dtype).reshape(-1)
-        return y.reshape(*rows, *outputs)
-
-
-def layer_norm(
-    config: BertConfig, dtype: DTypeLike, name: str | None = "LayerNorm"
-) -> nn.LayerNorm:
-    """Return LayerNorm with float32 statistics and the variance as E[(x - mean)^2]."""
-    return nn.LayerNorm(
-        epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name
-    )
 
 
 class BertEmbeddings(nn.Module):
@@ -109,7 +61,7 @@ class BertEmbeddings(nn.Module):
         self.token_type_embeddings = embed(config.type_vocab_size)
         if config.position_embedding_type == "absolute":
             self.position_embeddings = embed(config.max_position_embeddings)
-        self.LayerNorm = layer_norm(config, self.dtype, name=None)
+        self.LayerNorm = LayerNorm(config, self.dtype)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(
@@ -203,7 +155,7 @@ class BertOutput(nn.Module):
         config = self.config
         x = Dense(config, config.hidden_size, self.dtype, self.input_axes, name="dense")(x)
         x = Dropout(config.hidden_dropout_prob)(x, deterministic=self.deterministic)
-        return layer_norm(config, self.dtype)(x + residual)
+        return LayerNorm(config, self.dtype, name="LayerNorm")(x + residual)
 
 
 class BertAttention(nn.Module):

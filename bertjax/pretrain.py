@@ -22,7 +22,7 @@ from bertjax.errors import InputError
 from bertjax.fit import Window, fit
 from bertjax.flops import peak_flops, train_flops
 from bertjax.heads import BertForPreTraining
-from bertjax.losses import IGNORE_INDEX, LossSum, cross_entropy
+from bertjax.losses import IGNORE_INDEX, LossSum, accuracy, cross_entropy
 from bertjax.optimizer import learning_rate_schedule, optimizer
 from bertjax.report import Report, draw_curves, say
 from bertjax.run_config import CorpusConfig, PretrainConfig, VocabConfig
@@ -88,25 +88,20 @@ class PretrainingObjective:
         labels, weights = batch["mlm_labels"], batch["mlm_weights"]
         sums = {
             "mlm_loss": cross_entropy(output.prediction_logits, labels, weights),
-            "mlm_accuracy": _accuracy(output.prediction_logits, labels, weights),
+            "mlm_accuracy": accuracy(output.prediction_logits, labels, weights),
         }
         if self.sentence_pairs:
             pairs = batch["next_sentence_label"]
             kept = (pairs != IGNORE_INDEX).astype(jnp.float32)
             logits = output.seq_relationship_logits
             sums["sentence_loss"] = cross_entropy(logits, pairs)
-            sums["sentence_accuracy"] = _accuracy(logits, pairs, kept)
+            sums["sentence_accuracy"] = accuracy(logits, pairs)
             if self.common_token is not None:
                 sums["second_label"] = LossSum(jnp.sum((pairs == 1) * kept), jnp.sum(kept))
         if self.common_token is not None:
             hits = (labels == self.common_token) * weights
             sums["common_token_accuracy"] = LossSum(jnp.sum(hits), jnp.sum(weights))
         return sums
-
-
-def _accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> LossSum:
-    hits = (jnp.argmax(logits, axis=-1) == labels) * weights
-    return LossSum(jnp.sum(hits), jnp.sum(weights))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,16 +135,18 @@ def run(config: PretrainConfig) -> None:
     mesh = make_mesh(config.mesh)
     check_batch_size(mesh, config.batch_size, config.accumulation_steps)
     directory = run_dir.check(config)
+    model = BertForPreTraining(config.model, dtype=jnp.dtype(config.dtype))
+    objective = PretrainingObjective(model, config.data.sentence_task != "none")
+    # Faults of the model and the optimizer are told before the data is prepared, maybe for hours.
+    abstract_state(objective, optimizer(config.optimizer, config.train_steps))
     data = prepare_data(config)
-    if first_process:
-        run_dir.claim(config)
     checkpoints = Checkpoints(directory / run_dir.CHECKPOINTS, config.checkpoint)
     if checkpoints.latest_step() == config.train_steps and (directory / run_dir.DONE).is_file():
         say(f"{directory}: done already ({config.train_steps} steps); nothing to do")
         return
-    model = BertForPreTraining(config.model, dtype=jnp.dtype(config.dtype))
-    objective = PretrainingObjective(model, config.data.sentence_task != "none")
     state, shardings, start = start_state(config, objective, mesh, checkpoints)
+    if first_process:
+        run_dir.claim(config)
     rows = host_rows(mesh, config.batch_size)
     step_function = make_train_step(
         objective,
@@ -158,6 +155,7 @@ def run(config: PretrainConfig) -> None:
         shardings,
         seed=config.seed + 1,  # another stream than that of the initial parameters
         accumulation_steps=config.accumulation_steps,
+        skip_nonfinite=config.skip_nonfinite > 0,
     )
     held_out = HeldOut(config, data, objective, mesh, shardings)
     schedule = jax.jit(learning_rate_schedule(config.optimizer, config.train_steps))
@@ -249,15 +247,18 @@ def prepare_data(config: PretrainConfig) -> Data:
 def _build_dataset(config: PretrainConfig, directory: Path) -> None:
     """Learn a vocabulary, unless one is given, and tokenize the raw text."""
     from bertjax.data.corpus import build_corpus
+    from bertjax.data.text import find_files
     from bertjax.data.vocab import build_vocab
 
     data = config.data
     if not data.text:
         raise InputError("data: give dataset (from `bertjax build-corpus`) or text (raw files)")
+    files = find_files(data.text)
+    find_files(data.validation_text)  # a path that is wrong there is told now
     vocab = Path(data.vocab) if data.vocab else Path(config.run_dir) / run_dir.VOCAB
     if not data.vocab and not (directory / "corpus.json").is_file():
         size = config.model.vocab_size
-        say(f"learning a vocabulary of {size} pieces from {len(data.text)} files or globs")
+        say(f"learning a vocabulary of {size} pieces from {len(files)} files")
         build_vocab(VocabConfig(data.text, str(vocab), vocab_size=size, lowercase=data.lowercase))
     build_corpus(
         CorpusConfig(
@@ -301,6 +302,8 @@ def start_state(
     source = Path(config.init_from)
     if (source / run_dir.CHECKPOINTS).is_dir():
         source /= run_dir.MODEL
+        if not source.is_dir():
+            raise InputError(f"init_from {config.init_from}: this run has no {source.name}/ yet")
     _, params = pretrained.load_pretrained(
         BertForPreTraining, source, config=config.model, shardings=shardings.params
     )
@@ -338,8 +341,8 @@ class HeldOut:
         if "sentence_accuracy" in sums:
             share = values.pop("second_label")
             values["common_label_accuracy"] = max(share, 1 - share)
-            accuracy, count = values["sentence_accuracy"], float(sums["sentence_accuracy"].weight)
-            values["sentence_accuracy_stderr"] = math.sqrt(accuracy * (1 - accuracy) / count)
+            hit, count = values["sentence_accuracy"], float(sums["sentence_accuracy"].weight)
+            values["sentence_accuracy_stderr"] = math.sqrt(hit * (1 - hit) / count)
         values["loss"] = values["mlm_loss"] + values.get("sentence_loss", 0.0)
         return values
 
@@ -394,10 +397,10 @@ def summary(values: dict[str, float]) -> str:
         f"{100 * common:.2f}% of always guessing the commonest token"
     )
     if "sentence_accuracy" in values:
-        accuracy, error = values["sentence_accuracy"], values["sentence_accuracy_stderr"]
+        hits, error = values["sentence_accuracy"], values["sentence_accuracy_stderr"]
         text += (
-            f"; sentence pairs {100 * accuracy:.1f}% +- {100 * error:.1f}% (standard error) against "
-            f"{100 * values['common_label_accuracy']:.1f}% for the commoner answer"
+            f"; sentence pairs {100 * hits:.1f}% +- {100 * error:.1f}% (standard error), the "
+            f"commoner answer {100 * values['common_label_accuracy']:.1f}%"
         )
     return text
 

@@ -1,5 +1,6 @@
 """What a person sees of a run: progress bar, metrics.jsonl, TensorBoard events, curves.png."""
 
+import contextlib
 import json
 import math
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 METRICS = "metrics.jsonl"
@@ -38,8 +41,13 @@ class Report:
         kept = [line for line in read_metrics(directory) if line["step"] <= first_step]
         _write_lines(directory / METRICS, kept)
         self._file = (directory / METRICS).open("a", encoding="utf-8")
-        self._events = SummaryWriter(
-            str(directory / "tensorboard"), purge_step=first_step + 1, flush_secs=10
+        (directory / "tensorboard").mkdir(exist_ok=True)
+        # tensorboardX's plain writer: its usual one hands over to a thread, whose errors are lost.
+        self._events = EventsWriter(str(directory / "tensorboard" / "events"))
+        # TensorBoard is to forget what an interrupted run wrote after its last checkpoint.
+        start = SessionLog(status=SessionLog.START)
+        self._events.write_event(
+            Event(wall_time=time.time(), step=first_step + 1, session_log=start)
         )
         self._bar = tqdm(
             total=steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr
@@ -56,8 +64,9 @@ class Report:
     ) -> None:
         if self._enabled:
             self._bar.close()
-            self._events.close()
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk was reported where it was met
+                self._events.close()
+                self._file.close()
 
     def advance(self) -> None:
         """Move the bar on by one step."""
@@ -80,7 +89,9 @@ class Report:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+            summary = scalar(f"{split}/{name}", value)
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._events.flush()
         if split == "train":
             self._bar.set_postfix_str(progress_text(values), refresh=True)
         else:

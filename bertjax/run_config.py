@@ -181,6 +181,11 @@ class CheckpointConfig:
     keep: int = 3
     """Newest checkpoints kept."""
 
+    def __post_init__(self) -> None:
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise InputError(f"checkpoint.{name} must be at least 1; got {getattr(self, name)}")
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:

@@ -46,6 +46,8 @@ def check(config: PretrainConfig) -> Path:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(found, dict) or "run_dir" not in found:
+        raise InputError(f"{path}: is not the {CONFIG} of a run; choose another --run-dir")
     differences = [
         f"{name} is {before!r} there and {now!r} here"
         for name, before, now in _differences(found, _as_json(config))

@@ -125,10 +125,19 @@ def train_step(
     tx: optax.GradientTransformation,
     seed: int,
     accumulation_steps: int = 1,
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step; a pure function of state and batch.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer state as they were.
+    Args:
+      state: the state before.
+      batch: a global batch.
+      objective: what is minimised.
+      tx: the optimizer.
+      seed: seed of dropout.
+      accumulation_steps: parts that the batch is worked through in.
+      skip_nonfinite: leave parameters and optimizer state as they are where loss or gradient is not
+        finite. (Costs a copy of the moments on a CPU.)
 
     Returns:
       The new state, and scalars: each mean of `Objective.sums`, `loss` (sum of the losses),
@@ -142,11 +151,12 @@ def train_step(
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (params, opt_state),
-        (state.params, state.opt_state),
-    )
+    if skip_nonfinite:
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
     metrics["finite"] = finite
     return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -159,6 +169,7 @@ def make_train_step(
     *,
     seed: int,
     accumulation_steps: int = 1,
+    skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Compile `train_step` over the mesh (what used to be `pjit`); the state is donated.
 
@@ -167,8 +178,9 @@ def make_train_step(
       tx: the optimizer.
       mesh: the mesh of `sharding.make_mesh`.
       shardings: those of the state, from `init_state`.
-      seed: seed of dropout.
-      accumulation_steps: parts that a batch is worked through in.
+      seed: see `train_step`, as the rest.
+      accumulation_steps: see there.
+      skip_nonfinite: see there.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -179,6 +191,7 @@ def make_train_step(
             tx=tx,
             seed=seed,
             accumulation_steps=accumulation_steps,
+            skip_nonfinite=skip_nonfinite,
         )
 
     jitted = jax.jit(
