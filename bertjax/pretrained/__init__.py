@@ -93,6 +93,8 @@ def _match(
         for path, leaf in names.parameters(wanted)
         for tensor in names.hf_tensors(path, leaf.shape)
     }
+    if names.DECODER in expected and names.DECODER_BIAS in by_name:
+        by_name[names.BIAS] = by_name[names.DECODER_BIAS]
     extra = [name for name in by_name if name not in expected and not names.is_redundant(name)]
     if headless:  # the head of the model that the checkpoint comes from is not wanted
         dropped = [name for name in extra if not name.startswith(("embeddings.", "encoder."))]
@@ -134,6 +136,8 @@ def save_pretrained(
         for array in (np.asarray(leaf, np.float32),)
         for tensor in names.hf_tensors(path, array.shape)
     }
+    if names.DECODER in tensors:
+        tensors[names.DECODER_BIAS] = tensors[names.BIAS]
     other = dict(model.config.other) | {"architectures": json.dumps([type(model).__name__])}
     config = dataclasses.replace(model.config, other=tuple(sorted(other.items())))
     try:

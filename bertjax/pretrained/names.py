@@ -23,6 +23,12 @@ _REDUNDANT = re.compile(
     r"(^|\.)(embeddings\.position_ids|cls\.predictions\.decoder\.(weight|bias))$"
 )
 
+DECODER = "cls.predictions.decoder.weight"
+"""Of its own only where it is not tied to the word embeddings."""
+DECODER_BIAS = "cls.predictions.decoder.bias"
+"""Where the decoder is not tied, transformers 5 applies this bias and leaves the head's alone."""
+BIAS = "cls.predictions.bias"
+
 
 class HfTensor:
     """One Hugging Face tensor and its place in a bertjax parameter.

@@ -62,7 +62,7 @@ def _files(source: Path) -> list[Path]:
     if (source / INDEX).is_file():
         try:
             shards = sorted(set(json.loads((source / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{source / INDEX}: is not a safetensors index ({error})") from error
         missing = [shard for shard in shards if not (source / shard).is_file()]
         if missing:
