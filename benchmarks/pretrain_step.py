@@ -72,8 +72,8 @@ class Bertjax:
 
         from bertjax import sharding, train
         from bertjax.heads import BertForPreTraining
+        from bertjax.objectives import PretrainingObjective
         from bertjax.optimizer import optimizer
-        from bertjax.pretrain import PretrainingObjective
         from bertjax.run_config import MeshConfig, OptimizerConfig
 
         mesh = sharding.make_mesh(MeshConfig())

@@ -1,7 +1,10 @@
 """Multi-head attention: masks, relative positions, softmax in float32, dropout of probabilities."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from bertjax.dropout import dropout
@@ -52,19 +55,24 @@ def relative_scores(
     return scores
 
 
-@jax.custom_jvp
-def softmax(scores: Float[Array, "*rows S"]) -> Float[Array, "*rows S"]:
-    """Softmax over the last axis; one division a row, and the result is all that is kept."""
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def softmax(scores: Float[Array, "*rows S"], dtype: DTypeLike) -> Float[Array, "*rows S"]:
+    """Softmax over the last axis, computed in float32 and returned as `dtype`.
+
+    One division a row; the result is all that the backward pass keeps.
+    """
     unnormalized = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    return unnormalized * (1.0 / unnormalized.sum(axis=-1, keepdims=True))
+    return (unnormalized * (1.0 / unnormalized.sum(axis=-1, keepdims=True))).astype(dtype)
 
 
 @softmax.defjvp
 def _softmax_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+    dtype: DTypeLike, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    probs, (change,) = softmax(*primals), tangents
-    return probs, probs * (change - (probs * change).sum(axis=-1, keepdims=True))
+    result, (change,) = softmax(*primals, dtype), tangents
+    probs = result.astype(jnp.float32)
+    slope = probs * (change - (probs * change).sum(axis=-1, keepdims=True))
+    return result, slope.astype(dtype)
 
 
 def dot_product_attention(
@@ -99,7 +107,7 @@ def dot_product_attention(
     scores *= query.shape[-1] ** -0.5
     if bias is not None:
         scores += bias
-    probs = softmax(scores).astype(query.dtype)
+    probs = softmax(scores, query.dtype)
     if dropout_key is not None and dropout_rate > 0.0:
         probs = dropout(dropout_key, probs, dropout_rate)
     if head_mask is not None:

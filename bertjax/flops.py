@@ -1,12 +1,14 @@
 """Floating-point operations of a training step, and the peak rates of the chips it may run on."""
 
+import re
+
 import jax
 
 from bertjax.config import BertConfig
 
 # Dense bfloat16 peak of one device in TFLOP/s, from the makers' data sheets; the first name that
-# occurs in `device_kind` counts. A device of
-# JAX is one core of a TPU v2 or v3, a whole chip from v4 on.
+# occurs in `device_kind` counts. A device of JAX is one core of a TPU v2 or v3, a whole chip from
+# v4 on.
 _PEAK_TFLOPS = (
     ("TPU v6", 918.0),
     ("TPU v5p", 459.0),
@@ -52,6 +54,6 @@ def peak_flops(devices: list[jax.Device]) -> float | None:
     """Return the bfloat16 peak of all devices together in FLOP/s, or None where it is not known."""
     kind = devices[0].device_kind
     for name, tflops in _PEAK_TFLOPS:
-        if name in kind:
+        if re.search(rf"{name}(?!\d)", kind):  # an L40S is no L4
             return tflops * 1e12 * len(devices)
     return None

@@ -66,31 +66,38 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        normed = normalize(x.astype(jnp.float32), self.config.layer_norm_eps)
-        return (normed * scale + bias).astype(self.dtype)
+        return layer_norm(x, scale, bias, self.config.layer_norm_eps).astype(self.dtype)
 
 
 def _normalize(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+    x = x.astype(jnp.float32)
     centred = x - x.mean(axis=-1, keepdims=True)
     # E[(x - mean)^2]: the one-pass E[x^2] - mean^2 loses digits.
     inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + eps)
     return centred * inverse, inverse
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def normalize(x: Float[Array, "*rows D"], eps: float) -> Float[Array, "*rows D"]:
-    """Subtract the mean and divide by the deviation of each row.
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "*rows D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float
+) -> Float[Array, "*rows D"]:
+    """Normalise each row to mean 0 and deviation 1, then scale and shift; float32.
 
-    The derivative is written out, so that the backward pass keeps the normalised rows alone.
+    The derivative is written out, so that all the backward pass keeps are the normalised rows, in
+    the type of `x`, and one number a row.
     """
-    return _normalize(x, eps)[0]
+    return _normalize(x, eps)[0] * scale + bias
 
 
-@normalize.defjvp
-def _normalize_jvp(
-    eps: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+@layer_norm.defjvp
+def _layer_norm_jvp(
+    eps: float, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    normed, inverse = _normalize(primals[0], eps)
-    (dx,) = tangents
-    along = (normed * dx).mean(axis=-1, keepdims=True)
-    return normed, inverse * (dx - dx.mean(axis=-1, keepdims=True) - normed * along)
+    x, scale, bias = primals
+    dx, dscale, dbias = tangents
+    normed, inverse = _normalize(x, eps)
+    kept = normed.astype(x.dtype).astype(jnp.float32)
+    dx = dx.astype(jnp.float32)
+    along = (kept * dx).mean(axis=-1, keepdims=True)
+    dnormed = inverse * (dx - dx.mean(axis=-1, keepdims=True) - kept * along)
+    return normed * scale + bias, dnormed * scale + kept * dscale + dbias

@@ -75,10 +75,10 @@ class BertEmbeddings(nn.Module):
     ) -> Float[Array, "B T D"]:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            hidden = self.word_embeddings(input_ids)
+        if input_ids is not None:
+            hidden = self._look_up(input_ids)
         else:
-            hidden = inputs_embeds.astype(self.dtype)
+            hidden = jnp.asarray(inputs_embeds, self.dtype)
         batch, length = hidden.shape[:2]
         if length > self.config.max_position_embeddings:
             raise ValueError(
@@ -93,6 +93,15 @@ class BertEmbeddings(nn.Module):
                 position_ids = jnp.arange(length)[None, :]
             hidden += self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(hidden), deterministic=deterministic)
+
+
+    def _look_up(self, input_ids: Int[Input, "B T"]) -> Float[Array, "B T D"]:
+        """Look up words; as in torch, a pad token does not train its embedding."""
+        hidden = self.word_embeddings(input_ids)
+        if self.config.pad_token_id is None:
+            return hidden
+        is_pad = (input_ids == self.config.pad_token_id)[:, :, None]
+        return jnp.where(is_pad, jax.lax.stop_gradient(hidden), hidden)
 
 
 class BertSelfAttention(nn.Module):

@@ -22,7 +22,7 @@ from bertjax.errors import InputError
 from bertjax.fit import Window, fit
 from bertjax.flops import peak_flops, train_flops
 from bertjax.heads import BertForPreTraining
-from bertjax.losses import IGNORE_INDEX, LossSum, accuracy, cross_entropy
+from bertjax.objectives import PretrainingObjective
 from bertjax.optimizer import learning_rate_schedule, optimizer
 from bertjax.report import Report, draw_curves, say
 from bertjax.run_config import CorpusConfig, PretrainConfig, VocabConfig
@@ -35,7 +35,6 @@ from bertjax.sharding import (
 )
 from bertjax.train import (
     Batch,
-    Sums,
     TrainState,
     abstract_state,
     evaluate,
@@ -44,64 +43,6 @@ from bertjax.train import (
     make_train_step,
     new_state,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainingObjective:
-    """Masked tokens and sentence pairs, on batches of `data.pretraining`.
-
-    Attributes:
-      model: the module.
-      sentence_pairs: whether the rows hold labelled pairs (nsp, sop).
-      common_token: what a guesser without a model would always name. Given, as in evaluations, the
-        sums hold how often that is right, and the share of pairs labelled 1. None leaves both out.
-    """
-
-    model: BertForPreTraining
-    sentence_pairs: bool = True
-    common_token: int | None = None
-
-    def init(self, key: jax.Array) -> Any:
-        """Return fresh parameters."""
-        return self.model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Return the number of masked tokens and of labelled pairs."""
-        weights = {"mlm_loss": jnp.sum(batch["mlm_weights"])}
-        if self.sentence_pairs:
-            weights["sentence_loss"] = jnp.sum(
-                batch["next_sentence_label"] != IGNORE_INDEX, dtype=jnp.float32
-            )
-        return weights
-
-    def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
-        """Return the sums of losses and of hits."""
-        output: Any = self.model.apply(
-            {"params": params},
-            batch["input_ids"],
-            batch["attention_mask"],
-            batch["token_type_ids"],
-            mlm_positions=batch["mlm_positions"],
-            deterministic=dropout_key is None,
-            rngs={} if dropout_key is None else {"dropout": dropout_key},
-        )
-        labels, weights = batch["mlm_labels"], batch["mlm_weights"]
-        sums = {
-            "mlm_loss": cross_entropy(output.prediction_logits, labels, weights),
-            "mlm_accuracy": accuracy(output.prediction_logits, labels, weights),
-        }
-        if self.sentence_pairs:
-            pairs = batch["next_sentence_label"]
-            kept = (pairs != IGNORE_INDEX).astype(jnp.float32)
-            logits = output.seq_relationship_logits
-            sums["sentence_loss"] = cross_entropy(logits, pairs)
-            sums["sentence_accuracy"] = accuracy(logits, pairs)
-            if self.common_token is not None:
-                sums["second_label"] = LossSum(jnp.sum((pairs == 1) * kept), jnp.sum(kept))
-        if self.common_token is not None:
-            hits = (labels == self.common_token) * weights
-            sums["common_token_accuracy"] = LossSum(jnp.sum(hits), jnp.sum(weights))
-        return sums
 
 
 @dataclasses.dataclass(frozen=True)

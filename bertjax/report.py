@@ -3,15 +3,16 @@
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 METRICS = "metrics.jsonl"
@@ -42,13 +43,12 @@ class Report:
         _write_lines(directory / METRICS, kept)
         self._file = (directory / METRICS).open("a", encoding="utf-8")
         (directory / "tensorboard").mkdir(exist_ok=True)
-        # tensorboardX's plain writer: its usual one hands over to a thread, whose errors are lost.
-        self._events = EventsWriter(str(directory / "tensorboard" / "events"))
+        # The plain writer: TensorBoard's usual one hands over to a thread, whose errors are lost.
+        name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
+        self._events = RecordWriter((directory / "tensorboard" / name).open("wb"))
+        self._write_event(file_version="brain.Event:2")
         # TensorBoard is to forget what an interrupted run wrote after its last checkpoint.
-        start = SessionLog(status=SessionLog.START)
-        self._events.write_event(
-            Event(wall_time=time.time(), step=first_step + 1, session_log=start)
-        )
+        self._write_event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._bar = tqdm(
             total=steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr
         )
@@ -88,14 +88,16 @@ class Report:
         line = {"step": step, "split": split, "time": round(time.time(), 3)} | finite
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            summary = scalar(f"{split}/{name}", value)
-            self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
-        self._events.flush()
+        scalars = [Summary.Value(tag=f"{split}/{k}", simple_value=v) for k, v in values.items()]
+        self._write_event(step=step, summary=Summary(value=scalars))
         if split == "train":
             self._bar.set_postfix_str(progress_text(values), refresh=True)
         else:
             say(f"step {step}: held-out " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+    def _write_event(self, **fields: Any) -> None:
+        self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
+        self._events.flush()
 
 
 def progress_text(values: dict[str, float]) -> str:

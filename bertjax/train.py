@@ -147,7 +147,7 @@ def train_step(
     sums, grads = loss_and_grads(objective, state.params, batch, key, accumulation_steps)
     metrics = {name: pair.mean() for name, pair in sums.items()}
     metrics["loss"] = sum((metrics[name] for name in objective.weights(batch)), jnp.zeros(()))
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

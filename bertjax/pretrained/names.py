@@ -105,6 +105,11 @@ def to_model_prefix(names: Mapping[str, Any], headless: bool) -> dict[str, str]:
     return {n: n for n in names}
 
 
+# The MLM bias has a second name, the one that transformers reads where the decoder does
+# not share the word embeddings.
+MLM_BIAS, DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
+
+
 def is_redundant(name: str) -> bool:
     """Whether a checkpoint's tensor only repeats another one (tied decoder, position buffer)."""
     return _REDUNDANT.search(name) is not None

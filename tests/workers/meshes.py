@@ -13,8 +13,8 @@ import numpy as np
 from bertjax import sharding, train
 from bertjax.config import BertConfig
 from bertjax.heads import BertForPreTraining
+from bertjax.objectives import PretrainingObjective
 from bertjax.optimizer import optimizer
-from bertjax.pretrain import PretrainingObjective
 from bertjax.run_config import MeshConfig, OptimizerConfig
 
 STEPS = 5

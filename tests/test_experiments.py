@@ -1,0 +1,114 @@
+"""Every pretraining experiment: its step at full size, abstractly, and the quickstart in short."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bertjax import train
+from bertjax.cli import load_experiment
+from bertjax.flops import train_flops
+from bertjax.heads import BertForPreTraining
+from bertjax.objectives import PretrainingObjective
+from bertjax.optimizer import learning_rate_schedule, optimizer
+from bertjax.run_config import PretrainConfig, google_profile
+from tests import processes
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+PARAMETERS = {"quickstart": 5.4e6, "base": 110.1e6, "large": 336.2e6}
+
+
+def config_of(name):
+    return load_experiment(str(EXPERIMENTS / f"{name}.py"), PretrainConfig)
+
+
+def abstract_batch(config):
+    rows, length = config.batch_size, config.data.sequence_length
+    predictions = config.data.max_predictions_per_seq
+    integers = {
+        name: jax.ShapeDtypeStruct(shape, jnp.int32)
+        for name, shape in (
+            ("input_ids", (rows, length)),
+            ("token_type_ids", (rows, length)),
+            ("attention_mask", (rows, length)),
+            ("mlm_positions", (rows, predictions)),
+            ("mlm_labels", (rows, predictions)),
+            ("next_sentence_label", (rows,)),
+        )
+    }
+    return integers | {"mlm_weights": jax.ShapeDtypeStruct((rows, predictions), jnp.float32)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quickstart",
+        "pretrain_base_phase1",
+        "pretrain_base_phase2",
+        "pretrain_large_phase1",
+        "pretrain_large_phase2",
+    ],
+)
+def test_full_size_step_builds(name):
+    config = config_of(name)
+    objective = PretrainingObjective(
+        BertForPreTraining(config.model, dtype=jnp.dtype(config.dtype))
+    )
+    tx = optimizer(config.optimizer, config.train_steps)
+    state = train.abstract_state(objective, tx)
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    (want,) = (n for key, n in PARAMETERS.items() if key in name)
+    assert count == pytest.approx(want, rel=0.01)
+    step = partial(
+        train.train_step,
+        objective=objective,
+        tx=tx,
+        seed=0,
+        accumulation_steps=config.accumulation_steps,
+    )
+    after, metrics = jax.eval_shape(step, state, abstract_batch(config))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert all(value.shape == () for value in metrics.values())
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(after.params))
+
+
+def test_recipes_have_their_published_numbers():
+    base, large = config_of("pretrain_base_phase1"), config_of("pretrain_large_phase1")
+    assert base.train_steps + config_of("pretrain_base_phase2").train_steps == 1_000_000
+    assert (large.batch_size, large.train_steps) == (65_536, 7_038)
+    rate = learning_rate_schedule(large.optimizer, large.train_steps)
+    warmup = round(0.2843 * large.train_steps)
+    assert float(rate(warmup)) == pytest.approx(6e-3, rel=1e-3)
+    # Degree 0.5: halfway down the decay, the rate is the root of a half.
+    halfway = (warmup + large.train_steps) // 2
+    assert float(rate(halfway)) == pytest.approx(6e-3 * 0.5**0.5, rel=1e-2)
+    data = base.data
+    flops = train_flops(base.model, data.sequence_length, data.max_predictions_per_seq)
+    assert flops == pytest.approx(69.93e9, rel=1e-3)
+
+
+def test_google_profile():
+    config = google_profile(config_of("pretrain_base_phase1"))
+    assert config.model.hidden_act == "gelu_new"
+    assert config.model.initializer == "truncated_normal"
+    assert (config.optimizer.name, config.optimizer.schedule) == ("bert_adam", "google_linear")
+    optimizer(config.optimizer, config.train_steps)
+
+
+@pytest.mark.slow
+def test_quickstart_in_short(tmp_path):
+    code, _, err = processes.bertjax(
+        "pretrain",
+        EXPERIMENTS / "quickstart.py",
+        "--run-dir",
+        tmp_path / "run",
+        *("--train-steps", "4", "--optimizer.warmup-steps", "2"),
+        *("--batch-size", "8", "--eval-every", "0", "--eval-examples", "16"),
+    )
+    assert code == 0, err
+    assert "times the" in err
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
