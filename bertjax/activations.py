@@ -12,10 +12,11 @@ from bertjax.errors import InputError
 
 def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    size = jnp.abs(y)
+    bounded = jnp.clip(y, -20.0, 20.0)  # nothing changes beyond, and infinity times 0 is not met
+    size = jnp.abs(bounded)
     tail = 0.5 - 0.5 * jax.lax.erf(size * math.sqrt(0.5))  # 1 - Phi(|y|), which keeps its digits
-    density = jnp.exp(-0.5 * y * y) * (1.0 / math.sqrt(2.0 * math.pi))
-    slope = jnp.where(y > 0, 1.0 - tail, tail) + y * density
+    density = jnp.exp(-0.5 * bounded * bounded) * (1.0 / math.sqrt(2.0 * math.pi))
+    slope = jnp.where(y > 0, 1.0 - tail, tail) + bounded * density
     return (jnp.maximum(y, 0.0) - size * tail).astype(x.dtype), slope.astype(x.dtype)
 
 

@@ -94,7 +94,6 @@ class BertEmbeddings(nn.Module):
             hidden += self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(hidden), deterministic=deterministic)
 
-
     def _look_up(self, input_ids: Int[Input, "B T"]) -> Float[Array, "B T D"]:
         """Look up words; as in torch, a pad token does not train its embedding."""
         hidden = self.word_embeddings(input_ids)

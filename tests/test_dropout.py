@@ -102,6 +102,17 @@ def test_keys_of_layers_and_steps_are_independent():
     assert_uncorrelated(columns([jax.random.wrap_key_data(w) for w in words]))
 
 
+@pytest.mark.parametrize("word", [0, 1])
+def test_neighbouring_keys_do_not_draw_each_others_rows(word):
+    """A key and the next number, one row apart: a counter added to the key would repeat itself."""
+    keys = [np.array([9, 9], np.uint32) for _ in range(8)]
+    for i, key in enumerate(keys):
+        key[word] += i
+    masks = [zeros_of(jax.random.wrap_key_data(k), (256, 256), 0.1) for k in keys]
+    shifted = [mask[7 - i : 248 - i].ravel() for i, mask in enumerate(masks)]
+    assert_uncorrelated(np.stack(shifted, axis=1))
+
+
 def test_no_value_repeats_more_often_than_chance():
     """Collisions of 32 bits among N draws are Poisson with mean N**2 / 2**33; rows never repeat."""
     bits = bits_of(KEY, (1 << 11, 1 << 10))
@@ -130,6 +141,8 @@ def test_under_vmap_every_key_has_its_own_mask():
     together = jax.jit(jax.vmap(one))(keys, x)
     for i in range(5):
         np.testing.assert_array_equal(together[i], one(keys[i], x[i]))
+    masks = {np.asarray(one(key, jnp.ones((7, 9)))).tobytes() for key in keys}
+    assert len(masks) == 5
 
 
 @pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])

@@ -122,10 +122,10 @@ def test_pretraining_loss_and_gradients_agree_with_transformers(name, tmp_path):
     assert_close(ours.seq_relationship_logits, theirs.seq_relationship_logits, OUTPUT)
     assert_close(value, theirs.loss, LOSS)
     # Untied, transformers trains the bias under the decoder's name and leaves the other one alone.
-    unused = "cls.predictions.decoder.bias" if config.tie_word_embeddings else names.MLM_BIAS
+    unused = names.DECODER_BIAS if config.tie_word_embeddings else names.BIAS
     peer_grads = {n: p.grad.numpy() for n, p in peer.named_parameters() if n != unused}
     if not config.tie_word_embeddings:
-        peer_grads[names.MLM_BIAS] = peer_grads.pop(names.DECODER_BIAS)
+        peer_grads[names.BIAS] = peer_grads.pop(names.DECODER_BIAS)
     seen = set()
     for path, leaf in names.parameters(grads):
         for tensor in names.hf_tensors(path, leaf.shape):

@@ -6,8 +6,8 @@ import struct
 
 import matplotlib.image
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import masked_crc32c
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from bertjax.report import Report, draw_curves, progress_text, read_metrics, say
 

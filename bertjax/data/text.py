@@ -256,7 +256,7 @@ def _is_encodable(text: str) -> bool:
 def _reject(problem: str, remedy: str, skip_bad: bool, bad: list[str]) -> None:
     """Note a bad line, or stop at it."""
     if not skip_bad:
-        raise InputError(f"{problem}; {remedy}, or skip such lines with --skip-bad")
+        raise InputError(f"{problem}; {remedy}, or have build-corpus skip such lines (--skip-bad)")
     bad.append(problem)
 
 

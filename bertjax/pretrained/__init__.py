@@ -55,7 +55,7 @@ def load_pretrained(
     wanted = abstract_params(model)
     with safetensors.open_tensors(source) as files:
         shapes = files.shapes()
-        by_name = _match(wanted, config.tie_word_embeddings, shapes, source)
+        by_name = _match(wanted, shapes, source)
         if shardings is None:
             shardings = jax.tree.map(lambda _: None, wanted)
 
@@ -81,15 +81,13 @@ def abstract_params(model: Any) -> dict[str, Any]:
 
 
 def _match(
-    wanted: dict[str, Any], tied: bool, shapes: Mapping[str, tuple[int, ...]], source: Path
+    wanted: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], source: Path
 ) -> dict[str, str]:
     """Return model tensor name -> checkpoint tensor name, or list everything that is amiss."""
     canonical = {names.canonical(name): name for name in shapes}
     headless = "bert" not in wanted
     renamed = names.to_model_prefix(canonical, headless)
     by_name = {renamed[c]: original for c, original in canonical.items()}
-    if not tied and names.DECODER_BIAS in by_name:
-        by_name[names.MLM_BIAS] = by_name[names.DECODER_BIAS]
     expected = {
         tensor.name: tensor.shape
         for path, leaf in names.parameters(wanted)
@@ -99,7 +97,7 @@ def _match(
         by_name[names.BIAS] = by_name[names.DECODER_BIAS]
     extra = [name for name in by_name if name not in expected and not names.is_redundant(name)]
     if headless:  # the head of the model that the checkpoint comes from is not wanted
-        dropped = [name for name in extra if not name.startswith(("embeddings.", "encoder."))]
+        dropped = [name for name in extra if name.startswith(names.HEADS)]
         extra = [name for name in extra if name not in dropped]
         if dropped:
             _LOG.info("%s: left out %d tensors: %s", source, len(dropped), ", ".join(dropped))
@@ -140,8 +138,6 @@ def save_pretrained(
     }
     if names.DECODER in tensors:
         tensors[names.DECODER_BIAS] = tensors[names.BIAS]
-    if not model.config.tie_word_embeddings and names.MLM_BIAS in tensors:
-        tensors[names.DECODER_BIAS] = tensors[names.MLM_BIAS]
     other = dict(model.config.other) | {"architectures": json.dumps([type(model).__name__])}
     config = dataclasses.replace(model.config, other=tuple(sorted(other.items())))
     try:

@@ -18,6 +18,9 @@ from bertjax.sharding import path_of
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _STACKED = "encoder/layer/"
 
+# What the tensors of Hugging Face's heads begin with.
+HEADS = ("cls.", "classifier.", "qa_outputs.")
+
 # Tensors of a torch checkpoint that hold nothing of their own.
 _REDUNDANT = re.compile(
     r"(^|\.)(embeddings\.position_ids|cls\.predictions\.decoder\.(weight|bias))$"
@@ -103,11 +106,6 @@ def to_model_prefix(names: Mapping[str, Any], headless: bool) -> dict[str, str]:
     if not headless and not prefixed:
         return {n: f"bert.{n}" for n in names}
     return {n: n for n in names}
-
-
-# The MLM bias has a second name, the one that transformers reads where the decoder does
-# not share the word embeddings.
-MLM_BIAS, DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 
 
 def is_redundant(name: str) -> bool:
