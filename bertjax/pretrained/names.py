@@ -18,8 +18,8 @@ from bertjax.sharding import path_of
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _STACKED = "encoder/layer/"
 
-# What the tensors of Hugging Face's heads begin with.
-HEADS = ("cls.", "classifier.", "qa_outputs.")
+# What the names begin with of all that stands on top of the encoder.
+HEADS = ("pooler.", "cls.", "classifier.", "qa_outputs.")
 
 # Tensors of a torch checkpoint that hold nothing of their own.
 _REDUNDANT = re.compile(
