@@ -5,12 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
-from memory_documents import ListRecords, make_documents, realistic_lengths
 
 from bertjax.data.corpus import build_corpus
 from bertjax.data.documents import Documents, check_vocab, open_documents
 from bertjax.errors import InputError
 from bertjax.run_config import CorpusConfig
+from tests.memory_documents import ListRecords, make_documents, realistic_lengths
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "##s", "dog", "."]
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]

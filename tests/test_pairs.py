@@ -3,7 +3,12 @@ import random
 
 import numpy as np
 import pytest
-from memory_documents import (
+from scipy import stats
+
+from bertjax.data import pairs
+from bertjax.data.counter_random import random_bits
+from bertjax.data.pairs import PairRules, assemble, choose_segments, kept_lengths, plan_epoch
+from tests.memory_documents import (
     FIRST,
     SPECIAL,
     STRIDE,
@@ -12,11 +17,6 @@ from memory_documents import (
     sentences_of,
     split_row,
 )
-from scipy import stats
-
-from bertjax.data import pairs
-from bertjax.data.counter_random import random_bits
-from bertjax.data.pairs import PairRules, assemble, choose_segments, kept_lengths, plan_epoch
 
 # A correct program fails a statistical check this often, would its seed be another.
 ALPHA = 1e-4

@@ -5,16 +5,6 @@ import threading
 
 import numpy as np
 import pytest
-from memory_documents import (
-    SPECIAL,
-    STRIDE,
-    make_documents,
-    realistic_lengths,
-    sentences_of,
-    split_row,
-    unmasked,
-    vocab_size,
-)
 
 from bertjax.data.pretraining import (
     PretrainingExamples,
@@ -24,6 +14,16 @@ from bertjax.data.pretraining import (
 )
 from bertjax.errors import InputError
 from bertjax.run_config import DataConfig
+from tests.memory_documents import (
+    SPECIAL,
+    STRIDE,
+    make_documents,
+    realistic_lengths,
+    sentences_of,
+    split_row,
+    unmasked,
+    vocab_size,
+)
 
 CONFIG = DataConfig(sequence_length=64, max_predictions_per_seq=9, short_seq_prob=0.1)
 LENGTHS = realistic_lengths(1, 40, mean_sentences=6)
