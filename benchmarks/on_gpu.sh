@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-.}
 export PYTHONPATH=. PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-export XLA_PYTHON_CLIENT_MEM_FRACTION=0.45 # the rest is for torch, in the same process
+export XLA_PYTHON_CLIENT_PREALLOCATE=false # several processes share the device
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 python3 benchmarks/device_check.py

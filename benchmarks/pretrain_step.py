@@ -6,13 +6,16 @@
 
 Both sides get the same rows and the same clipping, decay and learning rate. torch runs eager and
 compiled, each with the MLM head on all positions, as transformers ships it, and on the gathered
-positions alone, which is the stronger variant and does the same work as bertjax. Rounds alternate;
-what is printed are medians, ratios of medians, and the spread of the rounds.
+positions alone, which is the stronger variant and does the same work as bertjax. Every
+side has a process of its own; rounds alternate. Printed are medians, ratios of medians, and the
+spread of the rounds.
 """
 
 import argparse
-import gc
+import dataclasses
+import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -87,7 +90,7 @@ class Bertjax:
         self.loss = None
         self.step()
         self.finish()
-        self.compile_seconds = time.perf_counter() - start
+        self.first_seconds = time.perf_counter() - start
         self.device = jax.devices()[0]
 
     def step(self):
@@ -97,7 +100,7 @@ class Bertjax:
     def finish(self):
         return float(self.loss)
 
-    def peak_memory(self):
+    def device_memory(self):
         stats = self.device.memory_stats() or {}
         return stats.get("peak_bytes_in_use")
 
@@ -110,6 +113,7 @@ class Torch:
         import transformers
 
         self.torch = torch
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
         peer = transformers.BertConfig(**{
@@ -148,7 +152,7 @@ class Torch:
         start = time.perf_counter()
         self.step()
         self.finish()
-        self.compile_seconds = time.perf_counter() - start
+        self.first_seconds = time.perf_counter() - start
 
     def _loss(self):
         torch, batch, model = self.torch, self.batch, self.model
@@ -180,7 +184,7 @@ class Torch:
     def finish(self):
         return float(self.loss.detach())
 
-    def peak_memory(self):
+    def device_memory(self):
         if self.device.type == "cuda":
             return self.torch.cuda.max_memory_allocated()
         return None
@@ -199,84 +203,117 @@ def time_round(side, seconds):
     return (time.perf_counter() - start) / steps
 
 
-def compare(arguments, size, length):
-    from bertjax.config import BertConfig
-    from bertjax.flops import train_flops
+def serve(pipe, side_class, options):
+    """Be one side in a process of its own: its idle threads cannot spin into another's rounds."""
+    side = side_class(**options)
+    pipe.send({"device": str(side.device), "first": side.first_seconds})
+    while (seconds := pipe.recv()) is not None:
+        pipe.send(time_round(side, seconds))
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pipe.send({"device": side.device_memory(), "resident": resident})
 
-    config = BertConfig.preset(size, remat=arguments.remat)
-    batch = make_batch(config.vocab_size, arguments.batch_size, length)
+
+def sides_of(arguments, size, batch):
+    """Return name -> (class, arguments) of everything to compare."""
+    from bertjax.config import BertConfig
+
+    config = BertConfig.preset(size)
+    common = {"batch": batch, "dtype": arguments.dtype}
     sides = {}
     for unroll in arguments.scan_unroll or [0]:
-        name = "bertjax" if unroll == 0 else f"bertjax, scan_unroll={unroll}"
-        variant = BertConfig.preset(size, remat=arguments.remat, scan_unroll=unroll)
-        sides[name] = Bertjax(variant, batch, arguments.dtype)
+        name = "bertjax" + (f", scan_unroll={unroll}" if unroll else "")
+        variant = dataclasses.replace(config, remat=arguments.remat, scan_unroll=unroll)
+        sides[name] = (Bertjax, {"config": variant, **common})
     if not arguments.no_torch:
         for compiled in (False,) if arguments.no_compile else (False, True):
             for gathered in (True, False):
                 name = f"torch {'compiled' if compiled else 'eager'}, " + (
                     "gathered head" if gathered else "head on all positions"
                 )
-                sides[name] = Torch(
-                    config, batch, arguments.dtype, gathered=gathered, compiled=compiled
-                )
-    rounds = {name: [] for name in sides}
-    for _ in range(arguments.rounds):
-        for name, side in sides.items():
-            rounds[name].append(time_round(side, arguments.seconds))
+                options = {"config": config, "gathered": gathered, "compiled": compiled}
+                sides[name] = (Torch, options | common)
+    return sides
+
+
+def compare(arguments, size, length):
+    """Measure all sides in alternating rounds; return a result of each."""
+    from bertjax.config import BertConfig
+    from bertjax.flops import train_flops
+
+    config = BertConfig.preset(size)
+    batch = make_batch(config.vocab_size, arguments.batch_size, length)
     predictions = batch["mlm_positions"].shape[1]
-    flops = arguments.batch_size * train_flops(config, length, predictions)
-    ours = statistics.median(rounds["bertjax"])
-    print(f"\n{size}, batch {arguments.batch_size}, T={length}, M={predictions}, {arguments.dtype}")
-    print(
-        f"{'':38}{'ms/step':>10}{'spread':>14}{'seq/s':>9}{'TFLOP/s':>9}{'of ours':>9}"
-        f"{'1st step s':>12}{'peak MB':>9}"
-    )
+    spawn = multiprocessing.get_context("spawn")
+    children, started = {}, {}
+    for name, (side_class, options) in sides_of(arguments, size, batch).items():
+        pipe, theirs = spawn.Pipe()
+        process = spawn.Process(target=serve, args=(theirs, side_class, options), daemon=True)
+        process.start()
+        theirs.close()
+        children[name] = (process, pipe)
+        started[name] = pipe.recv()  # one after the other: they would slow each other's start
+    rounds = {name: [] for name in children}
+    for _ in range(arguments.rounds):
+        for name, (_, pipe) in children.items():
+            pipe.send(arguments.seconds)
+            rounds[name].append(pipe.recv())
     results = []
-    for name, times in rounds.items():
-        median = statistics.median(times)
-        memory = sides[name].peak_memory()
-        tflops = flops / median / 1e12
-        print(
-            f"{name:38}{1e3 * median:10.1f}"
-            f"{1e3 * min(times):7.1f}-{1e3 * max(times):<6.1f}"
-            f"{arguments.batch_size / median:9.1f}{tflops:9.3f}{median / ours:9.2f}"
-            f"{sides[name].compile_seconds:12.1f}"
-            f"{'' if memory is None else f'{memory / 2**20:.0f}':>9}"
-        )
+    for name, (process, pipe) in children.items():
+        pipe.send(None)
+        memory = pipe.recv()
+        process.join()
+        median = statistics.median(rounds[name])
+        flops = arguments.batch_size * train_flops(config, length, predictions)
         results.append(
             {
-                "size": size, "length": length, "batch_size": arguments.batch_size,
-                "dtype": arguments.dtype, "side": name, "seconds": median, "rounds": times,
-                "tflops": tflops, "peak_bytes": memory,
+                "size": size, "length": length, "predictions": predictions,
+                "batch_size": arguments.batch_size, "dtype": arguments.dtype, "side": name,
+                "seconds": median, "rounds": rounds[name], "tflops": flops / median / 1e12,
+                "memory": memory, **started[name],
             }
         )  # fmt: skip
-    if arguments.output:
-        with arguments.output.open("a") as file:
-            file.writelines(json.dumps(result) + "\n" for result in results)
-    sides.clear()
-    gc.collect()
+    return results
+
+
+def show(results):
+    """Print the results of one size and length as a table."""
+    first = results[0]
+    print(
+        f"\n{first['size']}, batch {first['batch_size']}, T={first['length']}, "
+        f"M={first['predictions']}, {first['dtype']}, {first['device']}"
+    )
+    print(
+        f"{'':38}{'ms/step':>10}{'spread':>16}{'seq/s':>9}{'TFLOP/s':>9}{'of ours':>9}"
+        f"{'1st step s':>12}{'device MB':>11}{'resident MB':>13}"
+    )
+    for result in results:
+        times, memory = result["rounds"], result["memory"]
+        device = "" if memory["device"] is None else f"{memory['device'] / 2**20:.0f}"
+        print(
+            f"{result['side']:38}{1e3 * result['seconds']:10.1f}"
+            f"{1e3 * min(times):9.1f}-{1e3 * max(times):<6.1f}"
+            f"{result['batch_size'] / result['seconds']:9.1f}{result['tflops']:9.3f}"
+            f"{result['seconds'] / first['seconds']:9.2f}{result['first']:12.1f}"
+            f"{device:>11}{memory['resident'] / 2**20:13.0f}",
+            flush=True,
+        )
 
 
 def main():
     arguments = parse_arguments()
     if arguments.cores:
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: arguments.cores]))
-    import jax
-
-    versions = {"python": platform.python_version(), "jax": jax.__version__}
-    if not arguments.no_torch:
-        import torch
-        import transformers
-
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
-    print(f"{jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores,", versions)
+    packages = ["jax", "flax", "optax"] + ([] if arguments.no_torch else ["torch", "transformers"])
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    print(f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {versions}")
     print("TFLOP/s count the gathered head for every side: the work that is asked for")
     for size in arguments.size or ["tiny", "small"]:
         for length in arguments.length or [128]:
-            compare(arguments, size, length)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"\npeak resident memory of this process: {peak / 1024:.0f} MB")
+            results = compare(arguments, size, length)
+            show(results)
+            if arguments.output:
+                with arguments.output.open("a") as file:
+                    file.writelines(json.dumps(result) + "\n" for result in results)
 
 
 if __name__ == "__main__":
