@@ -100,16 +100,6 @@ def run(config: PretrainConfig) -> None:
     )
     held_out = HeldOut(config, data, objective, mesh, shardings)
     schedule = jax.jit(learning_rate_schedule(config.optimizer, config.train_steps))
-    length, predictions = config.data.sequence_length, config.data.max_predictions_per_seq
-    window = Window(
-        {
-            "sequences": config.batch_size,
-            "tokens": config.batch_size * length,
-            "flops": config.batch_size * train_flops(config.model, length, predictions),
-        },
-        peak_flops(list(mesh.devices.flat)),
-        config.skip_nonfinite,
-    )
     with Report(
         directory, steps=config.train_steps, first_step=start, enabled=first_process
     ) as report:
@@ -126,7 +116,7 @@ def run(config: PretrainConfig) -> None:
             (global_batch(batch, mesh, config.batch_size) for batch in batches),
             start=start,
             steps=config.train_steps,
-            window=window,
+            window=_window(config, mesh),
             learning_rate=lambda step: float(schedule(step)),
             log_every=config.log_every,
             eval_every=config.eval_every,
@@ -143,6 +133,17 @@ def run(config: PretrainConfig) -> None:
     if first_process:
         finish(config, data, model, params, values)
     checkpoints.close()
+
+
+def _window(config: PretrainConfig, mesh: Mesh) -> Window:
+    """Return the window that turns steps of this run into rates."""
+    length, predictions = config.data.sequence_length, config.data.max_predictions_per_seq
+    rates: dict[str, float] = {
+        "sequences": config.batch_size,
+        "tokens": config.batch_size * length,
+        "flops": config.batch_size * train_flops(config.model, length, predictions),
+    }
+    return Window(rates, peak_flops(list(mesh.devices.flat)), config.skip_nonfinite)
 
 
 def prepare_data(config: PretrainConfig) -> Data:
