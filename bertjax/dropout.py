@@ -1,9 +1,9 @@
 """Dropout whose random bits are a hash of key and position, computed where they are used.
 
-`jax.random` bits are good enough for anything and cost as much as a quarter of a training step.
-A dropout mask needs less: bits that are independent to every statistical test, from a counter, so
-that they fuse into the loop that applies them, need no memory, come out the same on any mesh, and
-are cheaper to compute again in the backward pass than to keep.
+`jax.random` bits are good enough for anything, and with them a training step on a CPU took about a
+tenth longer. A dropout mask needs less: bits from a counter that pass the statistical tests of
+tests/test_dropout.py. They fuse into the loop that applies them, come out the same on any mesh, and
+are computed again in the backward pass, which takes no longer than keeping them and no memory.
 """
 
 from functools import partial
