@@ -8,12 +8,27 @@ __version__ = "0.1.0"
 # Public name -> module. Loaded when first used, so that `import bertjax` costs nothing.
 _PUBLIC = {
     "BertConfig": "config",
+    "BertForMaskedLM": "heads",
+    "BertForMultipleChoice": "task_heads",
+    "BertForNextSentencePrediction": "heads",
     "BertForPreTraining": "heads",
-    "BertForPreTrainingOutput": "heads",
+    "BertForPreTrainingOutput": "outputs",
+    "BertForQuestionAnswering": "task_heads",
+    "BertForSequenceClassification": "task_heads",
+    "BertForTokenClassification": "task_heads",
     "BertModel": "model",
-    "BertModelOutput": "model",
+    "BertModelOutput": "outputs",
+    "BertTokenizer": "tokenizer",
+    "FinetuneConfig": "run_config",
     "InputError": "errors",
+    "MaskedLMOutput": "outputs",
+    "MultipleChoiceModelOutput": "outputs",
+    "NextSentencePredictorOutput": "outputs",
     "PretrainConfig": "run_config",
+    "QuestionAnsweringModelOutput": "outputs",
+    "SequenceClassifierOutput": "outputs",
+    "TokenClassifierOutput": "outputs",
+    "from_pretrained": "pretrained",
     "load_pretrained": "pretrained",
     "save_pretrained": "pretrained",
 }
@@ -21,19 +36,51 @@ _PUBLIC = {
 if TYPE_CHECKING:
     from bertjax.config import BertConfig
     from bertjax.errors import InputError
-    from bertjax.heads import BertForPreTraining, BertForPreTrainingOutput
-    from bertjax.model import BertModel, BertModelOutput
-    from bertjax.pretrained import load_pretrained, save_pretrained
-    from bertjax.run_config import PretrainConfig
+    from bertjax.heads import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining
+    from bertjax.model import BertModel
+    from bertjax.outputs import (
+        BertForPreTrainingOutput,
+        BertModelOutput,
+        MaskedLMOutput,
+        MultipleChoiceModelOutput,
+        NextSentencePredictorOutput,
+        QuestionAnsweringModelOutput,
+        SequenceClassifierOutput,
+        TokenClassifierOutput,
+    )
+    from bertjax.pretrained import from_pretrained, load_pretrained, save_pretrained
+    from bertjax.run_config import FinetuneConfig, PretrainConfig
+    from bertjax.task_heads import (
+        BertForMultipleChoice,
+        BertForQuestionAnswering,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+    )
+    from bertjax.tokenizer import BertTokenizer
 
 __all__ = [
     "BertConfig",
+    "BertForMaskedLM",
+    "BertForMultipleChoice",
+    "BertForNextSentencePrediction",
     "BertForPreTraining",
     "BertForPreTrainingOutput",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
     "BertModel",
     "BertModelOutput",
+    "BertTokenizer",
+    "FinetuneConfig",
     "InputError",
+    "MaskedLMOutput",
+    "MultipleChoiceModelOutput",
+    "NextSentencePredictorOutput",
     "PretrainConfig",
+    "QuestionAnsweringModelOutput",
+    "SequenceClassifierOutput",
+    "TokenClassifierOutput",
+    "from_pretrained",
     "load_pretrained",
     "save_pretrained",
 ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import io
 import itertools
 import logging
@@ -27,8 +28,10 @@ USAGE = """\
 usage: bertjax COMMAND ...
 
   pretrain EXPERIMENT.py [--FIELD VALUE ...]   pretrain a BERT; run again, it goes on where it was
+  finetune EXPERIMENT.py [--FIELD VALUE ...]   fine-tune a model on a task, score it
   build-vocab  --files TEXT... --output FILE   learn a WordPiece vocabulary from text
   build-corpus --files TEXT... --output DIR    tokenize text into a dataset for pretraining
+  convert      SOURCE DESTINATION --to FORMAT  read any BERT checkpoint, write hf, flax, tf1, orbax
 
 `bertjax COMMAND --help` lists the options; `bertjax pretrain EXPERIMENT.py --help` every field.
 """
@@ -59,8 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> int:
     commands = {
         "pretrain": _pretrain,
+        "finetune": _finetune,
         "build-vocab": _build_vocab,
         "build-corpus": _build_corpus,
+        "convert": _convert,
     }
     if not arguments:
         raise InputError(f"no command given: choose one of {', '.join(commands)} (see --help)")
@@ -85,20 +90,31 @@ def _dispatch(arguments: list[str]) -> int:
 def _pretrain(arguments: list[str]) -> int:
     from bertjax.run_config import PretrainConfig
 
+    return _run("pretrain", PretrainConfig, arguments)
+
+
+def _finetune(arguments: list[str]) -> int:
+    from bertjax.run_config import FinetuneConfig
+
+    return _run("finetune", FinetuneConfig, arguments)
+
+
+def _run(command: str, kind: type[Any], arguments: list[str]) -> int:
+    """Run the job of a command, which is called like its module, on an experiment file."""
     if arguments in (["-h"], ["--help"]):
-        parse(PretrainConfig, arguments, "bertjax pretrain EXPERIMENT.py")
+        parse(kind, arguments, f"bertjax {command} EXPERIMENT.py")
     if not arguments or arguments[0].startswith("-"):
         raise InputError(
-            "usage: bertjax pretrain EXPERIMENT.py [--FIELD VALUE ...]: the experiment file comes "
-            "first"
+            f"usage: bertjax {command} EXPERIMENT.py [--FIELD VALUE ...]: the experiment file "
+            "comes first"
         )
-    default = load_experiment(arguments[0], PretrainConfig)
-    config = parse(PretrainConfig, arguments[1:], f"bertjax pretrain {arguments[0]}", default)
-    from bertjax import pretrain
+    default = load_experiment(arguments[0], kind)
+    config = parse(kind, arguments[1:], f"bertjax {command} {arguments[0]}", default)
+    job = importlib.import_module(f"bertjax.{command}")
     from bertjax.fit import NonFiniteError, StoppedBySignalError
 
     try:
-        pretrain.run(config)
+        job.run(config)
     except StoppedBySignalError as stopped:
         print(f"bertjax: {stopped}; start it again to go on", file=sys.stderr)
         return EXIT_STOPPED
@@ -125,6 +141,16 @@ def _build_corpus(arguments: list[str]) -> int:
     from bertjax.data.corpus import build_corpus
 
     build_corpus(config)
+    return 0
+
+
+def _convert(arguments: list[str]) -> int:
+    from bertjax.run_config import ConvertConfig
+
+    config = parse(ConvertConfig, arguments, "bertjax convert")
+    from bertjax.pretrained.convert import convert
+
+    print(convert(config))
     return 0
 
 

@@ -109,6 +109,10 @@ class BertConfig:
     """Default of the forward argument of this name."""
     output_attentions: bool = False
     """Default of the forward argument of this name."""
+    pruned_heads: tuple[tuple[int, int], ...] = ()
+    """Attention heads that were cut out, as (layer, head) in the numbers of the full model; Hugging
+    Face's {layer: [heads]} is accepted too. `bertjax.pruning.prune_heads` cuts them out of a
+    trained model."""
     chunk_size_feed_forward: int = 0
     """Rows that the feed-forward layer works on at a time in torch, to save memory; kept for the
     file only (`remat` is the means here)."""
@@ -130,6 +134,8 @@ class BertConfig:
             if names.keys() != set(ids):
                 raise InputError(f"id2label must name the ids 0, 1, ...; got {list(names)}")
             object.__setattr__(self, "id2label", tuple(names[i] for i in ids))
+        if isinstance(self.pruned_heads, Mapping):
+            object.__setattr__(self, "pruned_heads", _pairs(self.pruned_heads))
         for field in dataclasses.fields(self):
             _check_kind(field.name, getattr(self, field.name))
         if self.id2label:
@@ -151,6 +157,7 @@ class BertConfig:
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads "
                 f"{self.num_attention_heads}"
             )
+        self._check_pruned_heads()
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -158,10 +165,42 @@ class BertConfig:
         if self.scan_unroll < 0:
             raise InputError(f"scan_unroll must not be negative; got {self.scan_unroll}")
 
+    def _check_pruned_heads(self) -> None:
+        layers, heads = self.num_hidden_layers, self.num_attention_heads
+        for pair in self.pruned_heads:
+            fits = isinstance(pair, tuple | list) and [_is_a(n, int) for n in pair] == [True, True]
+            if not (fits and 0 <= pair[0] < layers and 0 <= pair[1] < heads):
+                raise InputError(
+                    f"pruned_heads must name layers below {layers} and heads below {heads}; got "
+                    f"{pair!r}"
+                )
+        pairs = sorted({(int(layer), int(head)) for layer, head in self.pruned_heads})
+        object.__setattr__(self, "pruned_heads", tuple(pairs))
+
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def kept_heads(self) -> tuple[tuple[int, ...], ...]:
+        """The heads of each layer that are not pruned, in the numbers of the full model."""
+        return tuple(
+            tuple(
+                head
+                for head in range(self.num_attention_heads)
+                if (layer, head) not in self.pruned_heads
+            )
+            for layer in range(self.num_hidden_layers)
+        )
+
+    @property
+    def num_stored_heads(self) -> int:
+        """Heads that the parameters of every layer have room for: those of the fullest layer.
+
+        Layers are stacked, so a layer that keeps fewer fills the room at the end with zeros.
+        """
+        return max(1, *map(len, self.kept_heads))
 
     @property
     def label2id(self) -> dict[str, int]:
@@ -240,6 +279,12 @@ class BertConfig:
         for name in ("other", "remat", "scan_unroll"):
             del values[name]
         names = self._label_names()
+        del values["pruned_heads"]
+        if self.pruned_heads:
+            values["pruned_heads"] = {
+                str(layer): [head for at, head in self.pruned_heads if at == layer]
+                for layer, _ in self.pruned_heads
+            }
         values["num_labels"] = len(names)
         values["id2label"] = {str(i): name for i, name in enumerate(names)}
         values["label2id"] = self.label2id
@@ -265,6 +310,14 @@ def _check_kind(name: str, value: Any) -> None:
     else:
         wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
     raise InputError(f"{name} must be {wanted}; got {value!r}")
+
+
+def _pairs(pruned_heads: Mapping[Any, Any]) -> tuple[tuple[int, int], ...]:
+    """Turn {layer: [heads]}, with JSON's keys of text too, into (layer, head) pairs."""
+    try:
+        return tuple((int(layer), head) for layer, heads in pruned_heads.items() for head in heads)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"pruned_heads must map layers to heads; got {pruned_heads!r}") from error
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -1,37 +1,29 @@
-"""The heads on top of `BertModel`, with Hugging Face's names, arguments and outputs."""
+"""The pretraining heads on top of `BertModel`, together and alone, with Hugging Face's names.
+
+Scores are float32 whatever the compute type. The heads of tasks are in `bertjax.task_heads`.
+"""
+
+import abc
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from bertjax.activations import activation
 from bertjax.config import BertConfig
 from bertjax.layers import Dense, LayerNorm, kernel_init
-from bertjax.losses import pretraining_loss
+from bertjax.losses import LossSum, cross_entropy, pretraining_loss
 from bertjax.model import BertModel
 from bertjax.module import Input, PretrainedModule
-
-
-@struct.dataclass
-class BertForPreTrainingOutput:
-    """Output of `BertForPreTraining`; what was not asked for is None.
-
-    Attributes:
-      loss: scalar, where both kinds of labels were given.
-      prediction_logits: [B, T, V], or [B, M, V] for `mlm_positions`.
-      seq_relationship_logits: [B, 2]: next sentence, random sentence.
-      hidden_states: see `BertModelOutput`.
-      attentions: see `BertModelOutput`.
-    """
-
-    loss: jax.Array | None = None
-    prediction_logits: jax.Array | None = None
-    seq_relationship_logits: jax.Array | None = None
-    hidden_states: tuple[jax.Array, ...] | None = None
-    attentions: tuple[jax.Array, ...] | None = None
+from bertjax.outputs import (
+    BertForPreTrainingOutput,
+    HeadOutput,
+    MaskedLMOutput,
+    NextSentencePredictorOutput,
+)
 
 
 def gather_positions(
@@ -100,8 +92,31 @@ class BertPreTrainingHeads(nn.Module):
         prediction_logits = BertPredictions(self.config, self.dtype, name="predictions")(
             hidden, embedding
         )
-        seq_relationship_logits = Dense(self.config, 2, self.dtype, name="seq_relationship")(pooled)
-        return prediction_logits, seq_relationship_logits
+        classify = Dense(self.config, 2, jnp.float32, name="seq_relationship")
+        return prediction_logits, classify(pooled)
+
+
+class BertOnlyMLMHead(nn.Module):
+    """MLM head alone, at the parameter paths that it has beside the other."""
+
+    config: BertConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, hidden: Float[Array, "B M D"], embedding: Float[Array, "V D"]
+    ) -> Float[Array, "B M V"]:
+        return BertPredictions(self.config, self.dtype, name="predictions")(hidden, embedding)
+
+
+class BertOnlyNSPHead(nn.Module):
+    """Next-sentence classifier alone, at the parameter paths that it has beside the other."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "B D"]) -> Float[Array, "B 2"]:
+        return Dense(self.config, 2, jnp.float32, name="seq_relationship")(pooled)
 
 
 class BertForPreTraining(PretrainedModule):
@@ -133,8 +148,8 @@ class BertForPreTraining(PretrainedModule):
         inputs_embeds: Float[Input, "B T D"] | None = None,
         *,
         mlm_positions: Int[Input, "B M"] | None = None,
-        labels: Int[Input, "B _"] | None = None,
-        next_sentence_label: Int[Input, " B"] | None = None,
+        labels: Int[Input, "..."] | None = None,
+        next_sentence_label: Int[Input, "..."] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         deterministic: bool = True,
@@ -144,8 +159,11 @@ class BertForPreTraining(PretrainedModule):
         Args:
           mlm_positions: positions to score; None scores all. Training never needs [B, T, V].
           labels: ids at the scored positions, [B, T] or [B, M]; -100 does not count.
-          next_sentence_label: 0 where B follows A, 1 where it is random; -100 does not count.
+          next_sentence_label: [B], 0 where B follows A, 1 where it is random; -100 does not count.
             The loss is there when both labels are, each part 0 where nothing counts.
+
+        Raises:
+          ValueError: labels of another shape; see `BertModel` for the rest.
         """
         output = self.bert(
             input_ids,
@@ -177,3 +195,167 @@ class BertForPreTraining(PretrainedModule):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
+
+class BertForMaskedLM(PretrainedModule):
+    """BERT with the head that names masked tokens.
+
+    Attributes:
+      config: the architecture.
+      dtype: compute type; parameters stay float32.
+
+    Example:
+      >>> model = BertForMaskedLM(BertConfig.preset("tiny", vocab_size=100))
+      >>> params = model.init(jax.random.key(0), model.init_ids)["params"]
+      >>> ids, masked = jnp.ones((2, 8), jnp.int32), jnp.array([[3], [5]])
+      >>> model.apply({"params": params}, ids, mlm_positions=masked).logits.shape
+      (2, 1, 100)
+    """
+
+    def setup(self) -> None:
+        self.bert = BertModel(self.config, self.dtype, add_pooling_layer=False)
+        self.cls = BertOnlyMLMHead(self.config, self.dtype)
+
+    def __call__(
+        self,
+        input_ids: Int[Input, "B T"] | None = None,
+        attention_mask: Shaped[Input, "B T"] | Shaped[Input, "B T T"] | None = None,
+        token_type_ids: Int[Input, "B T"] | None = None,
+        position_ids: Int[Input, "#B T"] | None = None,
+        head_mask: Float[Input, "..."] | None = None,
+        inputs_embeds: Float[Input, "B T D"] | None = None,
+        *,
+        mlm_positions: Int[Input, "B M"] | None = None,
+        labels: Int[Input, "..."] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        deterministic: bool = True,
+    ) -> MaskedLMOutput:
+        """Score tokens; the other arguments are those of `BertModel`.
+
+        Args:
+          mlm_positions: positions to score; None scores all. Training never needs [B, T, V].
+          labels: ids at the scored positions, [B, T] or [B, M]; -100 does not count. The loss is 0
+            where nothing counts.
+
+        Raises:
+          ValueError: labels of another shape; see `BertModel` for the rest.
+        """
+        output = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            deterministic=deterministic,
+        )
+        hidden = output.last_hidden_state
+        if mlm_positions is not None:
+            hidden = gather_positions(hidden, mlm_positions)
+        logits = self.cls(hidden, self.bert.word_embedding_table())
+        return MaskedLMOutput(
+            loss=None if labels is None else cross_entropy(logits, labels).mean(),
+            logits=logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+class LabelledHead(PretrainedModule):
+    """The models of one head on rows [B, T] and one kind of labels: all that they share.
+
+    A class says what it returns, what it reads, how it scores that, and its loss where that is not
+    the cross entropy.
+
+    Attributes:
+      config: the architecture.
+      dtype: compute type; parameters stay float32.
+    """
+
+    output_class: ClassVar[type[HeadOutput]]
+    reads_pooler: ClassVar[bool] = True
+
+    def setup(self) -> None:
+        self.bert = BertModel(self.config, self.dtype, add_pooling_layer=self.reads_pooler)
+
+    @abc.abstractmethod
+    def score(self, features: jax.Array, *, deterministic: bool) -> jax.Array:
+        """Return the logits of the pooled rows [B, D], or else of the tokens [B, T, D]."""
+
+    def loss_sum(self, logits: jax.Array, labels: Input) -> LossSum:
+        """Return the loss as a sum and its weight."""
+        return cross_entropy(logits, labels)
+
+    def __call__(
+        self,
+        input_ids: Int[Input, "B T"] | None = None,
+        attention_mask: Shaped[Input, "B T"] | Shaped[Input, "B T T"] | None = None,
+        token_type_ids: Int[Input, "B T"] | None = None,
+        position_ids: Int[Input, "#B T"] | None = None,
+        head_mask: Float[Input, "..."] | None = None,
+        inputs_embeds: Float[Input, "B T D"] | None = None,
+        *,
+        labels: Shaped[Input, "..."] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        deterministic: bool = True,
+    ) -> HeadOutput:
+        """Score a batch of rows; the other arguments are those of `BertModel`.
+
+        Args:
+          labels: see the class. The loss is there when they are, 0 where no label counts.
+
+        Raises:
+          ValueError: labels of another shape; see `BertModel` for the rest.
+        """
+        output = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            deterministic=deterministic,
+        )
+        features = output.pooler_output if self.reads_pooler else output.last_hidden_state
+        assert features is not None  # the model above has a pooler where it is read
+        logits = self.score(features, deterministic=deterministic)
+        return self.output_class(
+            loss=None if labels is None else self.loss_sum(logits, labels).mean(),
+            logits=logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+class BertForNextSentencePrediction(LabelledHead):
+    """BERT with the head that tells whether segment B follows segment A.
+
+    Labels are [B]: 0 where it follows, 1 where it is random; -100 does not count.
+
+    Attributes:
+      config: the architecture.
+      dtype: compute type; parameters stay float32.
+
+    Example:
+      >>> model = BertForNextSentencePrediction(BertConfig.preset("tiny", vocab_size=100))
+      >>> params = model.init(jax.random.key(0), model.init_ids)["params"]
+      >>> ids, follows = jnp.ones((3, 8), jnp.int32), jnp.array([0, 1, 0])
+      >>> model.apply({"params": params}, ids, labels=follows).logits.shape
+      (3, 2)
+    """
+
+    output_class: ClassVar[type[HeadOutput]] = NextSentencePredictorOutput
+
+    def setup(self) -> None:
+        super().setup()
+        self.cls = BertOnlyNSPHead(self.config)
+
+    def score(self, features: jax.Array, *, deterministic: bool) -> jax.Array:
+        """Return the scores [B, 2]: next sentence, random sentence."""
+        return self.cls(features)

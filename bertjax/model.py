@@ -6,38 +6,27 @@ Parameters carry Hugging Face's names; those of the layers are stacked, `[L, ...
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from bertjax.activations import activation
-from bertjax.attention import attention_bias, dot_product_attention, relative_scores
+from bertjax.attention import (
+    attention_bias,
+    dot_product_attention,
+    relative_scores,
+)
 from bertjax.config import BertConfig
 from bertjax.dropout import Dropout
 from bertjax.layers import Dense, LayerNorm, kernel_init
 from bertjax.module import Input, PretrainedModule
+from bertjax.outputs import BertModelOutput
+from bertjax.pruning import take_heads, zero_surplus_heads
 from bertjax.sharding import constrain
-
-
-@struct.dataclass
-class BertModelOutput:
-    """Output of `BertModel`; what was not asked for is None.
-
-    Attributes:
-      last_hidden_state: [B, T, D].
-      pooler_output: [B, D], tanh of a dense layer over the first token.
-      hidden_states: L + 1 arrays [B, T, D]: the embeddings, then each layer's output.
-      attentions: L arrays [B, H, T, T]: probabilities after dropout and head mask.
-    """
-
-    last_hidden_state: jax.Array
-    pooler_output: jax.Array | None = None
-    hidden_states: tuple[jax.Array, ...] | None = None
-    attentions: tuple[jax.Array, ...] | None = None
 
 
 class BertEmbeddings(nn.Module):
@@ -118,7 +107,7 @@ class BertSelfAttention(nn.Module):
         head_mask: Float[Input, "..."] | None,
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B H T T"]]:
         config = self.config
-        features = (config.num_attention_heads, config.head_size)
+        features = (config.num_stored_heads, config.head_size)
         query, key, value = (
             Dense(config, features, self.dtype, name=name)(hidden)
             for name in ("query", "key", "value")
@@ -252,15 +241,21 @@ class BertEncoder(nn.Module):
             in_axes=(0, nn.broadcast),
             length=config.num_hidden_layers,
             unroll=config.scan_unroll or config.num_hidden_layers,
-        )(
+        )
+        # Where a layer keeps fewer heads than are stored, nothing but zeros may act.
+        if min(map(len, config.kept_heads)) < config.num_stored_heads:
+            without_surplus = partial(zero_surplus_heads, config=config)
+            layers = nn.map_variables(
+                layers, "params", without_surplus, init=self.is_initializing()
+            )
+        last, (states, probs) = layers(
             config,
             self.dtype,
             deterministic,
             output_hidden_states,
             output_attentions,
             name="layer",
-        )
-        last, (states, probs) = layers(hidden, head_mask, bias)
+        )(hidden, head_mask, bias)
         return BertModelOutput(
             last_hidden_state=last,
             hidden_states=None if states is None else (hidden, *states),
@@ -332,7 +327,8 @@ class BertModel(PretrainedModule):
           token_type_ids: segments, 0 by default.
           position_ids: positions, 0 to T - 1 by default.
           head_mask: factors of the attention probabilities: [H], [L, H], or [L, B, H, T, T] with
-            any of the last four axes 1. Any float: gradients reach it.
+            B or T 1. Any float: gradients reach it. H counts the heads of the full model where
+            some are pruned, as `config.pruned_heads` does.
           inputs_embeds: word embeddings in place of `input_ids`.
           output_attentions: return the attention probabilities.
           output_hidden_states: return the hidden states of every layer.
@@ -374,6 +370,9 @@ class BertModel(PretrainedModule):
                 f"head_mask must be [{heads}], [{layers}, {heads}] or [{layers}, B, {heads}, T, T]"
                 f"; got shape {head_mask.shape}"
             )
+        if self.config.pruned_heads:
+            kept, room = self.config.kept_heads, self.config.num_stored_heads
+            head_mask = take_heads(head_mask, 2, kept, room)
         return head_mask
 
     def word_embedding_table(self) -> Float[Array, "V D"]:

@@ -1,7 +1,7 @@
 """What every model class shares: its attributes, `from_pretrained`, and the arrays it takes."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,13 @@ class PretrainedModule(nn.Module):
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
+
+    _init_shape: ClassVar[tuple[int, ...]] = (1, 2)
+
+    @property
+    def init_ids(self) -> np.ndarray:
+        """The smallest `input_ids` that `init` takes; parameters do not depend on their shape."""
+        return np.zeros(self._init_shape, np.int32)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> tuple[Self, dict[str, Any]]:

@@ -13,6 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from bertjax.errors import InputError
+from bertjax.partition import freeze, is_stacked, scale_by_depth
 from bertjax.run_config import OptimizerConfig, OptimizerName, ScheduleName
 from bertjax.sharding import path_of
 
@@ -23,10 +24,12 @@ def optimizer(config: OptimizerConfig, train_steps: int) -> optax.GradientTransf
     """Return the Optax chain of `config` for a run of `train_steps` steps.
 
     The moments in its state repeat the parameters' paths under `mu` and `nu`. The chain has the
-    same length for every config, so that a checkpoint does not depend on `clip_norm`.
+    same length for every config, so that a checkpoint does not depend on `clip_norm`; `freeze` and
+    `layer_decay`, where they are used, put further transformations around it.
 
     Raises:
-      InputError: when a field of the config is out of range.
+      InputError: when a field of the config is out of range; from `init`, when a pattern of
+        `freeze` matches no parameter.
     """
     names = get_args(OptimizerName)
     require = functools.partial(_require, config)
@@ -36,8 +39,9 @@ def optimizer(config: OptimizerConfig, train_steps: int) -> optax.GradientTransf
     require("b2", 0 <= config.b2 < 1, "must lie in [0, 1)")
     require("eps", 0 < config.eps < math.inf, "must be positive")
     require("clip_norm", config.clip_norm >= 0, "must be positive, or 0 for no clipping")
+    require("layer_decay", 0 < config.layer_decay <= 1, "must lie in (0, 1]")
     scale_by_rule = scale_by_bert_adam if config.name == "bert_adam" else optax.scale_by_adam
-    return optax.chain(
+    chain = optax.chain(
         clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         scale_by_rule(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
@@ -46,6 +50,11 @@ def optimizer(config: OptimizerConfig, train_steps: int) -> optax.GradientTransf
         else optax.identity(),
         optax.scale_by_learning_rate(learning_rate_schedule(config, train_steps)),
     )
+    if config.freeze:
+        chain = freeze(chain, config.freeze)
+    if config.layer_decay < 1:
+        chain = optax.chain(chain, scale_by_depth(config.layer_decay))
+    return chain
 
 
 def decay_mask(params: optax.Params) -> Any:
@@ -105,8 +114,7 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
     """
 
     def scale(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> jax.Array:
-        stacked = "layer" in path_of(path).split("/")
-        axes = tuple(range(int(stacked), update.ndim))
+        axes = tuple(range(int(is_stacked(path_of(path))), update.ndim))
         update_norm, param_norm = (
             jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True)) for x in (update, param)
         )

@@ -129,7 +129,7 @@ def run(config: PretrainConfig) -> None:
         values = held_out.evaluate(state)
         if values:
             report.write(config.train_steps, "eval", values)
-    params = whole_on_host(state.params)
+    params = sharding.whole_on_host(state.params)
     if first_process:
         finish(config, data, model, params, values)
     checkpoints.close()
@@ -301,13 +301,6 @@ def commonest_token(examples: PretrainingExamples, count: int = 1024) -> int:
     return int(np.bincount(batch["mlm_labels"][batch["mlm_weights"] > 0]).argmax())
 
 
-def whole_on_host(params: Any) -> Any:
-    """Gather sharded parameters as numpy arrays on every host."""
-    if jax.process_count() > 1:
-        return multihost_utils.process_allgather(params, tiled=True)
-    return jax.device_get(params)
-
-
 def finish(
     config: PretrainConfig,
     data: Data,
@@ -316,11 +309,20 @@ def finish(
     values: dict[str, float],
 ) -> None:
     """Export the model for transformers, draw the curves, print what was reached."""
-    from bertjax.tokenizer import save_tokenizer
+    from bertjax.tokenizer import BertTokenizer
 
     directory = Path(config.run_dir)
-    pretrained.save_pretrained(directory / run_dir.MODEL, model, params)
-    save_tokenizer(data.vocab, data.lowercase, directory / run_dir.MODEL)
+    length = config.model.max_position_embeddings
+    tokenizer = BertTokenizer.from_vocab(data.vocab, data.lowercase, length)
+    corpus = read_corpus_json(data.directory)["splits"]["train"]
+    facts = {
+        "Trained on": f"{corpus['tokens']:,} tokens in {corpus['documents']:,} documents",
+        "Training": f"{config.train_steps:,} steps of {config.batch_size} rows of "
+        f"{config.data.sequence_length} tokens; masked tokens, sentence pairs: "
+        f"{config.data.sentence_task}",
+        **({"On held-out text": summary(values)} if values else {}),
+    }
+    pretrained.save_pretrained(directory / run_dir.MODEL, model, params, tokenizer, facts=facts)
     curves = draw_curves(directory)
     if data.held_out is not None:
         say("masked words of the held-out text, with the model's three best guesses:")

@@ -5,13 +5,16 @@ overridden there by its dotted name (`--optimizer.learning-rate 1e-4`); its docs
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from bertjax.config import BertConfig
 from bertjax.errors import InputError
 
 Layout = Literal["sentences", "paragraphs", "book", "jsonl"]
 SentenceTask = Literal["nsp", "sop", "none"]
+WriteFormat = Literal["hf", "flax", "tf1", "orbax"]
 OptimizerName = Literal["adamw", "bert_adam", "lamb"]
 ScheduleName = Literal[
     "linear",
@@ -70,6 +73,28 @@ class CorpusConfig:
     """Further Beam pipeline options, as KEY=VALUE."""
     skip_bad: bool = False
     """Skip, count and list unreadable lines instead of stopping at the first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """`bertjax convert`: read a checkpoint of any known format, write it in another."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """Model directory, weight file, run directory, TensorFlow checkpoint prefix, or name on the
+    Hugging Face hub."""
+    destination: Annotated[str, tyro.conf.Positional]
+    """Directory to write."""
+    to: WriteFormat = "hf"
+    """hf: safetensors, which transformers loads. flax: msgpack of transformers 4. tf1: TensorFlow
+    checkpoint with google's names. orbax: bertjax's own parameter tree."""
+    model_class: str = ""
+    """Class to load it as, such as BertForMaskedLM; if empty, the checkpoint's own."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights written."""
+    max_shard_size: str = "5GB"
+    """Largest weight file; a larger model gets several."""
+    revision: str = ""
+    """Branch, tag or commit on the hub."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +163,12 @@ class OptimizerConfig:
     """Added to the root of the second moment."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient; 0 leaves it alone."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are: parts of their paths such as embeddings, query/kernel,
+    encoder/layer/0-5 (layers count from 0); * stands for any characters of a part."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer down to the next lower one, the head learning at
+    the full rate and the embeddings slowest."""
     schedule: ScheduleName = "linear"
     """Course of the learning rate, warmup included."""
     warmup_steps: int = 0
@@ -238,6 +269,89 @@ class PretrainConfig:
         for name in ("train_steps", "batch_size", "accumulation_steps", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.batch_size % self.accumulation_steps:
+            raise InputError(
+                f"batch_size {self.batch_size} is not divisible by accumulation_steps "
+                f"{self.accumulation_steps}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """What is learned, and from which examples."""
+
+    name: str = ""
+    """Name of the task (sst2, snli, stsb, goemotions, csqa, conll2003, squad, ...), or of its
+    family for your own data: classification, regression, multi_label, multiple_choice,
+    token_classification."""
+    train: tuple[str, ...] = ()
+    """Training split: files, globs, a directory with files of the usual names, or tfds."""
+    validation: tuple[str, ...] = ()
+    """Split that scores are from; if empty, there are none."""
+    text_columns: tuple[str, ...] = ()
+    """Your own tables: column of the text, or of the two of a pair."""
+    label_column: str = "label"
+    """Your own tables: column of the label."""
+    sequence_length: int = 128
+    """Longest row in tokens; longer texts are cut, contexts of questions cut into windows."""
+    doc_stride: int = 128
+    """Tokens from one window of a context to the next."""
+    skip_bad: bool = False
+    """Leave out, count and list bad examples instead of stopping at the first."""
+
+    def __post_init__(self) -> None:
+        if self.sequence_length < 8:
+            raise InputError(f"task.sequence_length must be at least 8; got {self.sequence_length}")
+        if self.doc_stride < 1:
+            raise InputError(f"task.doc_stride must be at least 1; got {self.doc_stride}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """`bertjax finetune`: the whole of one fine-tuning run."""
+
+    run_dir: str
+    """Directory that holds everything of the run; started again, the run goes on from it."""
+    init_from: str = ""
+    """Model to start from: directory, weight file, run directory, or name on the Hugging Face
+    hub."""
+    task: TaskConfig = TaskConfig()
+    """The task and its examples."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
+    """The optimizer."""
+    warmup_share: float = 0.1
+    """Share of the steps that the learning rate rises over, where optimizer.warmup_steps is 0."""
+    mesh: MeshConfig = MeshConfig()
+    """The device mesh."""
+    checkpoint: CheckpointConfig = CheckpointConfig(every=500, keep=1)
+    """Checkpoints."""
+    epochs: float = 3.0
+    """Passes over the training split."""
+    batch_size: int = 32
+    """Rows of one optimizer step over all devices and hosts."""
+    accumulation_steps: int = 1
+    """Parts that the batch is worked through in, one after the other, to save memory."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; parameters and optimizer state are always float32."""
+    seed: int = 0
+    """Seed of the new head, the data order and dropout."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int = 0
+    """Steps between evaluations; 0 evaluates after every epoch."""
+    patience: int = 0
+    """Stop after this many evaluations in a row without a better score; 0 never does."""
+    distributed: bool = False
+    """Call jax.distributed.initialize() first: several hosts (TPU pods, SLURM, GKE)."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulation_steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.epochs <= 0:
+            raise InputError(f"epochs must be positive; got {self.epochs}")
+        if not 0 <= self.warmup_share < 1:
+            raise InputError(f"warmup_share must lie in [0, 1); got {self.warmup_share}")
         if self.batch_size % self.accumulation_steps:
             raise InputError(
                 f"batch_size {self.batch_size} is not divisible by accumulation_steps "

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from bertjax.config import BertConfig
 from bertjax.errors import InputError
-from bertjax.run_config import PretrainConfig
+from bertjax.run_config import FinetuneConfig, PretrainConfig
 
 CONFIG = "config.json"
 VOCAB = "vocab.txt"
@@ -16,15 +17,17 @@ DATASET = "dataset"
 MODEL = "model"
 DONE = "DONE"
 
+RunConfig = PretrainConfig | FinetuneConfig
+
 # Fields that may change when a run goes on: where and how it runs, not what it computes.
 _FREE = re.compile(
     r"run_dir|mesh\..*|checkpoint\..*|data\.(workers|dataset|vocab|text|validation_text)"
     r"|model\.(remat|scan_unroll)|log_every|eval_every|eval_examples|skip_nonfinite|distributed"
-    r"|init_from"
+    r"|init_from|task\.(train|validation)"
 )
 
 
-def check(config: PretrainConfig) -> Path:
+def check(config: RunConfig) -> Path:
     """Return the run directory if it is new or belongs to this configuration.
 
     Raises:
@@ -61,7 +64,28 @@ def check(config: PretrainConfig) -> Path:
     return directory
 
 
-def claim(config: PretrainConfig) -> None:
+def model_config(directory: Path) -> BertConfig:
+    """Return the architecture of the run in `directory`.
+
+    Raises:
+      InputError: its config.json is damaged.
+    """
+    path = directory / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))["model"]
+        known = {field.name for field in dataclasses.fields(BertConfig)}
+        return BertConfig(
+            **{k: _as_tuple(v) for k, v in values.items() if k in known},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is not the {CONFIG} of a run ({error})") from error
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+def claim(config: RunConfig) -> None:
     """Write config.json into the run directory, unless it is there.
 
     Raises:
@@ -79,7 +103,7 @@ def claim(config: PretrainConfig) -> None:
         raise InputError(f"{path.parent}: cannot be written ({error.strerror})") from error
 
 
-def _as_json(config: PretrainConfig) -> Any:
+def _as_json(config: RunConfig) -> Any:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 

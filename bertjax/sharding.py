@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -51,8 +52,8 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(pooler|transform)/dense/bias", (None,)),
     (r"predictions/decoder/kernel", (None, "vocab")),
     (r"predictions/bias", ("vocab",)),
-    (r"seq_relationship/kernel", (None, None)),
-    (r"seq_relationship/bias", (None,)),
+    (r"(seq_relationship|classifier|qa_outputs)/kernel", (None, None)),
+    (r"(seq_relationship|classifier|qa_outputs)/bias", (None,)),
 )
 
 
@@ -207,3 +208,10 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> d
         name: jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
         for name, rows in batch.items()
     }
+
+
+def whole_on_host(params: Any) -> Any:
+    """Gather sharded parameters as numpy arrays on every host."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(params, tiled=True)
+    return jax.device_get(params)

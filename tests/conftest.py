@@ -10,7 +10,15 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         f"bertjax.{name}"
-        for name in ("activations", "attention", "dropout", "heads", "losses", "model")
+        for name in (
+            "activations",
+            "attention",
+            "dropout",
+            "heads",
+            "losses",
+            "model",
+            "task_heads",
+        )
     ],
     "beartype.beartype",
 )

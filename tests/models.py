@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax.config import BertConfig
+from bertjax.pretrained import names
 
 SMALL = BertConfig(
     vocab_size=99,
@@ -22,8 +23,7 @@ BATCH, LENGTH = 5, 33
 
 def random_params(model, seed=0):
     """Parameters with nothing at its initial value, so that every bias and scale counts."""
-    ids = jnp.zeros((1, 2), jnp.int32)
-    params = jax.jit(model.init)(jax.random.key(seed), ids)["params"]
+    params = jax.jit(model.init)(jax.random.key(seed), model.init_ids)["params"]
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: x + jnp.asarray(0.05 * rng.standard_normal(x.shape), jnp.float32), params
@@ -51,3 +51,11 @@ def inputs(config, seed=0):
         "attention_mask": mask,
         "token_type_ids": rng.integers(0, config.type_vocab_size, (BATCH, LENGTH), dtype=np.int32),
     }
+
+
+def assert_same_trees(ours, theirs):
+    """The same paths, types and bits."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, a), (_, b) in zip(names.parameters(ours), names.parameters(theirs), strict=True):
+        assert a.dtype == b.dtype, path
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=path)

@@ -96,9 +96,9 @@ def bad_text(refused, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["no command", "pretrain, build-vocab, build-corpus"]),
+        ([], ["no command", "pretrain, finetune, build-vocab, build-corpus, convert"]),
         (["pretrian"], ["'pretrian'", "did you mean pretrain?"]),
-        (["frobnicate"], ["'frobnicate'", "choose one of pretrain, build-vocab, build-corpus"]),
+        (["frobnicate"], ["'frobnicate'", "choose one of pretrain, finetune, build-vocab"]),
         (["pretrain"], ["the experiment file comes first"]),
         (["pretrain", "--batch-size", "3"], ["the experiment file comes first"]),
         (["pretrain", "nowhere.py"], ["nowhere.py: no such experiment file"]),

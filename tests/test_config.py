@@ -55,7 +55,6 @@ CARRIED = {
     "architectures": ["BertForMaskedLM"],
     "dtype": "float32",
     "finetuning_task": "mnli",
-    "pruned_heads": {"1": [0, 2]},
     "return_dict": True,
     "task_specific_params": {"a": [1, None, "é"]},
     "tokenizer_class": "BertTokenizer",
@@ -135,6 +134,50 @@ def test_how_it_runs_is_not_written(tmp_path):
     config = BertConfig(remat=True, scan_unroll=3)
     config.to_json(tmp_path / "config.json")
     assert BertConfig.from_json(tmp_path / "config.json") == BertConfig()
+
+
+def test_pruned_heads(tmp_path):
+    """transformers 4 writes {layer: [heads]}, with JSON's keys of text."""
+    values = {"model_type": "bert", "pruned_heads": {"1": [2, 0], "3": [11]}}
+    config = from_json(tmp_path, values)
+    assert config.pruned_heads == ((1, 0), (1, 2), (3, 11))
+    assert config.kept_heads[1] == (1, *range(3, 12))
+    assert config.num_stored_heads == 12
+    assert config.to_dict()["pruned_heads"] == {"1": [0, 2], "3": [11]}
+    assert BertConfig.from_dict(config.to_dict()) == config
+    for same in ({1: [0, 2], 3: (11,)}, ((3, 11), (1, 2), (1, 0), (1, 2))):
+        assert BertConfig(pruned_heads=same) == dataclasses.replace(config, other=())
+        hash(BertConfig(pruned_heads=same))
+    assert from_json(tmp_path, values | {"pruned_heads": {}}).pruned_heads == ()
+    assert "pruned_heads" not in BertConfig().to_dict()
+    tiny = {"num_hidden_layers": 2, "hidden_size": 6, "num_attention_heads": 3}
+    for heads, kept, stored in (
+        ({0: [1]}, ((0, 2), (0, 1, 2)), 3),
+        ({0: [1], 1: [1, 2]}, ((0, 2), (0,)), 2),
+        ({0: [0, 1, 2], 1: [0, 1, 2]}, ((), ()), 1),
+    ):
+        config = BertConfig(**tiny, pruned_heads=heads)
+        assert (config.kept_heads, config.num_stored_heads) == (kept, stored)
+        assert config.head_size == 2
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        {12: [0]},
+        {0: [12]},
+        {0: [-1]},
+        {0: 1},
+        {"a": [1]},
+        {0: "ab"},
+        {0: [True]},
+        ((0, 1, 2),),
+        (3,),
+    ],
+)
+def test_bad_pruned_heads(heads):
+    with pytest.raises(InputError, match=r"^pruned_heads must (map|name) layers"):
+        BertConfig(pruned_heads=heads)
 
 
 def test_other_keys_are_carried_along(tmp_path):

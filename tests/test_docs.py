@@ -5,42 +5,65 @@ import importlib
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from bertjax import BertConfig, BertForMaskedLM, BertModel
+from bertjax.pretrained import abstract_params, save_pretrained
+from bertjax.run_config import MeshConfig
+from bertjax.sharding import make_mesh, state_shardings
+from bertjax.tokenizer import BertTokenizer
+from tests.peers import quick_params
 
 README = Path(__file__).parent.parent / "README.md"
 
 
-@pytest.mark.parametrize("module", ["config", "model", "heads"])
+@pytest.mark.parametrize("module", ["config", "model", "heads", "task_heads"])
 def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(f"bertjax.{module}"))
     assert result.attempted
     assert not result.failed
 
 
-def test_readme_module_example(tmp_path, monkeypatch):
+def test_readme_python_examples(tmp_path, monkeypatch):
     """Run the README's Python blocks in order, at a size that takes seconds."""
-    import jax
-    import jax.numpy as jnp
-
-    import bertjax
-
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 3
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    small = BertConfig.preset(
+        "tiny", vocab_size=50, hidden_size=16, num_attention_heads=4, intermediate_size=20
+    )
+    # What the examples find: directories under the names of models.
+    model = BertForMaskedLM(small)
+    params = quick_params(model)
+    words = Path("words.txt")
+    words.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]) + "\n")
+    tokenizer = BertTokenizer.from_vocab(words)
+    for directory, to in (
+        ("bert-base-uncased", "hf"),
+        ("uncased_L-12_H-768_A-12", "tf1"),
+        ("owner/model", "hf"),
+        ("flax_dir", "flax"),
+    ):
+        save_pretrained(directory, model, params, tokenizer, to=to)
     ids = jnp.ones((2, 8), jnp.int32)
+    encoder = abstract_params(BertModel(small))
     names = {
         "input_ids": ids,
         "mask": ids,
         "types": ids,
         "positions": ids[:, :3],
+        "labels": ids[:, 0],
         "key": jax.random.key(1),
+        "shardings": state_shardings(encoder, make_mesh(MeshConfig(), jax.devices()[:1])),
     }
-    first = blocks[0].replace('preset("base")', 'preset("tiny", vocab_size=50)')
-    assert first != blocks[0]
-    exec(first, names)
-    assert names["output"].prediction_logits.shape == (2, 3, 50)
-    bertjax.save_pretrained("path/to/model", names["model"], names["params"])
-    for block in blocks[1:]:
-        exec(block, names)
+    sizes = "vocab_size=50, hidden_size=16, num_attention_heads=4, intermediate_size=20"
+    for block in blocks:
+        exec(block.replace('preset("base"', f'preset("tiny", {sizes}'), names)
+        if "mlm_positions" in block:
+            assert names["output"].prediction_logits.shape == (2, 3, 50)
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    assert names["model"](ids).last_hidden_state.shape == (2, 8, 128)
+    assert names["output"].logits.shape == (2, 2)
+    assert names["model"].config.vocab_size == 31000
+    assert names["model"].config.pruned_heads == ((0, 1), (0, 3), (1, 2))
+    assert "adapters" in names

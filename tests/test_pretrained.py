@@ -19,12 +19,11 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 
-from bertjax import pretrained
 from bertjax.config import BertConfig
 from bertjax.errors import InputError
 from bertjax.heads import BertForPreTraining
 from bertjax.model import BertModel
-from bertjax.pretrained import abstract_params, load_pretrained, names, save_pretrained
+from bertjax.pretrained import abstract_params, load_pretrained, names, safetensors, save_pretrained
 from bertjax.run_config import MeshConfig
 from bertjax.sharding import make_mesh, state_shardings
 
@@ -109,7 +108,10 @@ def test_round_trip_is_bitwise(name, tmp_path):
     loaded, back = load_pretrained(type(model), tmp_path, **attributes)
     assert_equal(back, params)
     assert dataclasses.replace(loaded.config, other=()) == model.config
-    assert dict(loaded.config.other) == {"architectures": json.dumps([type(model).__name__])}
+    assert dict(loaded.config.other) == {
+        "architectures": json.dumps([type(model).__name__]),
+        "dtype": '"float32"',
+    }
     assert type(loaded) is type(model)
     # A file alone will do where the config is given.
     _, back = load_pretrained(
@@ -190,14 +192,20 @@ def test_encoder_from_a_pretraining_checkpoint_says_what_it_leaves_out(theirs, c
     assert_equal(bare, {k: params[k] for k in bare})
 
 
-def test_a_base_checkpoint_has_no_head(theirs, tmp_path):
+def test_a_base_checkpoint_gets_a_new_head_and_says_so(theirs, tmp_path, caplog):
     theirs[0].bert.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="7 tensors do not fit") as caught:
-        load_pretrained(BertForPreTraining, tmp_path)
-    faults = str(caught.value).partition("do not fit: ")[2].split("; ")
-    assert "missing cls.predictions.bias [50]" in faults
-    assert "missing cls.seq_relationship.weight [2, 24]" in faults
-    assert all(fault.startswith("missing cls.") for fault in faults)
+    with caplog.at_level(logging.WARNING, logger="bertjax.pretrained"):
+        model, params = load_pretrained(BertForPreTraining, tmp_path, key=jax.random.key(3))
+    assert caplog.messages == [
+        f"{tmp_path}: newly initialised, not in the checkpoint: cls/predictions/bias, "
+        "cls/predictions/transform/LayerNorm/bias, cls/predictions/transform/LayerNorm/scale, "
+        "cls/predictions/transform/dense/bias, cls/predictions/transform/dense/kernel, "
+        "cls/seq_relationship/bias, cls/seq_relationship/kernel"
+    ]
+    want = jax.jit(model.init)(jax.random.key(3), IDS)["params"]["cls"]
+    assert_equal(params["cls"], want)
+    _, whole = load_pretrained(BertForPreTraining, theirs[1])
+    assert_equal(params["bert"], whole["bert"])
 
 
 WRAPPINGS = {
@@ -300,19 +308,20 @@ def test_shards_that_are_not_there(theirs, tmp_path):
     index.write_text(json.dumps({"weight_map": named}))
     with pytest.raises(InputError, match="tensors do not fit: missing "):
         load_pretrained(BertForPreTraining, tmp_path)
-    for text in ("", "[]", "{}", '{"weight_map": []}'):
+    outside = '{"weight_map": {"a": "../a.safetensors"}}'
+    for text in ("", "[]", "{}", '{"weight_map": []}', outside):
         index.write_text(text)
-        with pytest.raises(InputError, match="is not a safetensors index"):
+        with pytest.raises(InputError, match="is not an index of shards"):
             load_pretrained(BertForPreTraining, tmp_path)
 
 
 def test_directories_without_a_model(theirs, tmp_path):
-    with pytest.raises(InputError, match="nowhere: no such model directory"):
+    with pytest.raises(InputError, match="nowhere: no such model directory or file"):
         load_pretrained(BertModel, tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"holds no config.json"):
         load_pretrained(BertModel, tmp_path)
     SMALL.to_json(tmp_path / "config.json")
-    with pytest.raises(InputError, match=r"holds no model.safetensors and no model.safetensors.in"):
+    with pytest.raises(InputError, match=r"holds no weights \(none of model.safetensors, "):
         load_pretrained(BertModel, tmp_path)
 
 
@@ -331,8 +340,8 @@ def test_nothing_is_left_half_written(moment, monkeypatch, tmp_path):
             Path(directory, "vocab.txt").write_text("[PAD]\n")
             raise full
 
-    def cut_off(path, tensors):
-        path.write_bytes(b"\0" * 100)
+    def cut_off(directory, tensors, max_shard_bytes):
+        (directory / "model.safetensors").write_bytes(b"\0" * 100)
         raise full
 
     tokenizer = Tokenizer() if moment == "tokenizer" else None
@@ -342,7 +351,7 @@ def test_nothing_is_left_half_written(moment, monkeypatch, tmp_path):
             before = contents(tmp_path)
         with monkeypatch.context() as patch:
             if moment == "weights":
-                patch.setattr(pretrained.safetensors, "write", cut_off)
+                patch.setattr(safetensors, "write", cut_off)
             with pytest.raises(InputError, match=r"cannot be written \(No space left"):
                 save_pretrained(tmp_path, model, params, tokenizer)
         assert contents(tmp_path) == before
@@ -365,7 +374,7 @@ def test_everyone_may_read_the_files(tmp_path):
     model = BertModel(SMALL)
     save_pretrained(tmp_path / "a" / "b", model, random_params(model), Tokenizer())
     files = sorted((tmp_path / "a" / "b").iterdir())
-    assert [f.name for f in files] == ["config.json", "model.safetensors", "vocab.txt"]
+    assert [f.name for f in files] == ["README.md", "config.json", "model.safetensors", "vocab.txt"]
     assert all(f.stat().st_mode & 0o777 == 0o644 for f in files)
 
 

@@ -2,7 +2,9 @@
 
 import unicodedata
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
@@ -10,7 +12,7 @@ from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegac
 from bertjax.data.vocab import build_vocab
 from bertjax.errors import InputError
 from bertjax.run_config import VocabConfig
-from bertjax.tokenizer import bert_tokenizer, save_tokenizer
+from bertjax.tokenizer import BertTokenizer, bert_tokenizer
 
 DATA = Path(__file__).parent / "data" / "text"
 PUBLISHED = Path(__file__).parent.parent.parent / "shared" / "data" / "vocab"
@@ -71,8 +73,7 @@ def test_published_vocabularies_give_the_same_ids(name: str, lowercase: bool) ->
 
 def test_transformers_loads_what_is_saved(learned: tuple[Path, bool], tmp_path: Path) -> None:
     vocab, lowercase = learned
-    save_tokenizer(vocab, lowercase, tmp_path / "model", model_max_length=128)
-    save_tokenizer(tmp_path / "model" / "vocab.txt", lowercase, tmp_path / "model", 128)
+    BertTokenizer.from_vocab(vocab, lowercase, 128).save_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "vocab.txt").read_bytes() == vocab.read_bytes()
     ours, theirs = (
         bert_tokenizer(vocab, lowercase),
@@ -95,6 +96,62 @@ def test_special_tokens_in_text_can_be_read_as_text(learned: tuple[Path, bool]) 
     tokens = tokenizer.encode("a [MASK] b", add_special_tokens=False).tokens
     assert "[MASK]" not in tokens
     assert tokens[0] == "a"
+
+
+def same(ours: dict[str, np.ndarray], theirs: Any) -> None:
+    assert ours.keys() == {"input_ids", "token_type_ids", "attention_mask"}
+    for name, array in ours.items():
+        assert array.dtype == np.int32
+        np.testing.assert_array_equal(array, theirs[name], name)
+
+
+@pytest.mark.parametrize("files", [("tokenizer.json",), ("vocab.txt",), ("vocab.txt", "settings")])
+def test_batches_equal_those_of_transformers(
+    files: tuple[str, ...], learned: tuple[Path, bool], tmp_path: Path
+) -> None:
+    vocab, lowercase = learned
+    BertTokenizer.from_vocab(vocab, lowercase, 77).save_pretrained(tmp_path / "all")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "all")
+    some = tmp_path / "some"
+    some.mkdir()
+    for file in files:  # without settings the vocabulary says whether it is cased
+        name = {"settings": "tokenizer_config.json"}.get(file, file)
+        (some / name).write_bytes((tmp_path / "all" / name).read_bytes())
+    ours = BertTokenizer.from_pretrained(some)
+    assert ours.model_max_length == (77 if "settings" in files else 512)
+    texts = lines()[:40] + STRINGS
+    pairs = texts[::-1]
+    same(ours(texts), theirs(texts, padding=True, return_tensors="np"))
+    same(
+        ours(texts, pairs, max_length=32, padding="max_length"),
+        theirs(
+            texts, pairs, max_length=32, truncation=True, padding="max_length", return_tensors="np"
+        ),
+    )
+    same(
+        ours(texts[2], pad_to_multiple_of=16),
+        theirs([texts[2]], padding=True, pad_to_multiple_of=16, return_tensors="np"),
+    )
+    same(ours(texts), theirs(texts, padding=True, return_tensors="np"))  # no setting is left over
+    ids = ours(texts)["input_ids"]
+    assert [ours.decode(row) for row in ids] == theirs.batch_decode(
+        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+
+def test_tokenizer_files_that_are_damaged_or_missing(
+    learned: tuple[Path, bool], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"holds no tokenizer.json and no vocab.txt"):
+        BertTokenizer.from_pretrained(tmp_path)
+    BertTokenizer.from_vocab(*learned).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match=r"tokenizer.json: is no tokenizer \("):
+        BertTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"tokenizer_config.json: must hold a JSON object"):
+        BertTokenizer.from_pretrained(tmp_path)
 
 
 def test_a_vocabulary_without_mask(tmp_path: Path) -> None:

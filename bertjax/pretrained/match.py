@@ -1,0 +1,140 @@
+"""Which tensor of a checkpoint belongs to which of a model; what does not fit, all at once."""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bertjax.config import BertConfig
+from bertjax.errors import InputError
+from bertjax.pretrained import names
+
+_LOG = logging.getLogger(__name__)
+
+# All that stands on top of the encoder, in parts that a checkpoint holds whole or not at all.
+_HEAD = re.compile(
+    r"(?:bert\.)?(pooler|cls\.predictions|cls\.seq_relationship|classifier|qa_outputs)\."
+)
+
+# Tensors of a torch checkpoint that its model does not use, where ours has no parameter for them:
+# repetitions, and the absolute positions of a model with relative ones (transformers 4).
+_REDUNDANT = re.compile(
+    r"(^|\.)(embeddings\.position_(ids|embeddings\.weight)"
+    r"|cls\.predictions\.decoder\.(weight|bias))$"
+)
+
+
+@dataclasses.dataclass
+class Match:
+    """How a checkpoint fills a model.
+
+    Attributes:
+      sources: model tensor name -> name in the checkpoint.
+      fresh: paths of the parameters that the checkpoint lacks, to be initialised.
+      decoder: name in the checkpoint of a decoder matrix that the model ties to its embeddings.
+    """
+
+    sources: dict[str, str]
+    fresh: set[str]
+    decoder: str | None
+
+
+def match(
+    wanted: Any,
+    config: BertConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    source: str,
+    *,
+    ignore_mismatched_sizes: bool = False,
+) -> Match:
+    """Find every parameter's tensors in a checkpoint.
+
+    A part of the head that the checkpoint lacks as a whole is left to be initialised, and heads
+    that the model lacks are left out: both are named in the log, in one line each.
+
+    Args:
+      wanted: the model's parameter tree, of anything with a shape.
+      config: its architecture.
+      shapes: the checkpoint's tensors, in Hugging Face's torch names.
+      source: what to call the checkpoint in messages.
+      ignore_mismatched_sizes: initialise parameters of another shape, too.
+
+    Raises:
+      InputError: tensors that are missing, unexpected or misshapen, all of them listed.
+    """
+    by_name = _model_names(shapes, headless="bert" not in wanted)
+    path_of_tensor = {
+        tensor.name: (path, tensor)
+        for path, leaf in names.parameters(wanted)
+        for tensor in names.hf_tensors(path, leaf.shape, config)
+    }
+    expected = {name: tensor.shape for name, (_, tensor) in path_of_tensor.items()}
+    if names.DECODER in expected and names.DECODER_BIAS in by_name:
+        by_name[names.BIAS] = by_name[names.DECODER_BIAS]
+
+    extra = [name for name in by_name if name not in expected and not _REDUNDANT.search(name)]
+    left_out = [name for name in extra if _HEAD.match(name)]
+    if left_out:
+        _LOG.info("%s: left out %d tensors: %s", source, len(left_out), ", ".join(left_out))
+    missing = [name for name in expected if name not in by_name]
+    new = _whole_heads(missing, expected)
+    misshapen = [
+        name
+        for name, (_, tensor) in path_of_tensor.items()
+        if name in by_name and shapes[by_name[name]] not in (tensor.shape, tensor.pruned_shape)
+    ]
+
+    faults = [f"missing {name} {list(expected[name])}" for name in missing if name not in new]
+    faults += [
+        f"unexpected {by_name[name]} {list(shapes[by_name[name]])}"
+        for name in extra
+        if name not in left_out
+    ]
+    if not ignore_mismatched_sizes:
+        faults += [
+            f"misshapen {by_name[name]} {list(shapes[by_name[name]])}, the config says "
+            f"{list(expected[name])}"
+            for name in misshapen
+        ]
+    if faults:
+        raise InputError(f"{source}: {len(faults)} tensors do not fit: " + "; ".join(faults))
+    fresh = {path_of_tensor[name][0] for name in [*new, *misshapen]}
+    if fresh:
+        reason = "not in the checkpoint" + (", or of another shape there" if misshapen else "")
+        _LOG.warning("%s: newly initialised, %s: %s", source, reason, ", ".join(sorted(fresh)))
+    sources = {name: by_name[name] for name in expected if name in by_name}
+    tied = names.BIAS in expected and names.DECODER not in expected
+    return Match(sources, fresh, by_name.get(names.DECODER) if tied else None)
+
+
+def _whole_heads(missing: Iterable[str], expected: Mapping[str, Any]) -> set[str]:
+    """Return the missing tensors whose whole part of the head is missing."""
+
+    def part(name: str) -> str | None:
+        found = _HEAD.match(name)
+        return found and found[1]
+
+    absent = set(missing)
+    there = {part(name) for name in expected if name not in absent}
+    return {name for name in absent if part(name) and part(name) not in there}
+
+
+def canonical(name: str) -> str:
+    """Strip the prefixes of torch wrappers and bring old LayerNorm names up to date."""
+    name = re.sub(r"^(module\.|_orig_mod\.)+", "", name)
+    return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+
+
+def _model_names(shapes: Iterable[str], headless: bool) -> dict[str, str]:
+    """Map the names of the model that is loaded to the checkpoint's own.
+
+    The encoder's tensors carry `bert.` in a model with a head and no prefix in a bare one.
+    """
+    own = {canonical(name): name for name in shapes}
+    prefixed = any(name.startswith("bert.") for name in own)
+    if headless and prefixed:
+        return {name.removeprefix("bert."): original for name, original in own.items()}
+    if not headless and not prefixed:
+        return {f"bert.{name}": original for name, original in own.items()}
+    return own
