@@ -66,7 +66,7 @@ def find_files(patterns: Iterable[str], layout: Layout = "paragraphs") -> list[T
         else:
             matches = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
         if not matches:
-            raise InputError(f"no file matches {pattern}; give .txt or .jsonl files, plain or .gz")
+            raise InputError(f"no file matches {pattern}; give files or globs, plain or .gz")
         for path in matches:
             is_jsonl = path.removesuffix(".gz").endswith(".jsonl")
             files.append(TextFile(path, "jsonl" if is_jsonl else layout))
@@ -81,7 +81,7 @@ def read_chunks(file: TextFile, chunk_bytes: int | None = None) -> Iterator[Text
             `MAX_LINE_BYTES`.
     """
     offset, line, continues, stored = 0, 1, False, 0
-    with _open(file.path) as (stream, disk):
+    with open_bytes(file.path) as (stream, disk):
         for data in _whole_lines(stream, file.path, chunk_bytes or CHUNK_BYTES):
             start = len(_BOM) if offset == 0 and data.startswith(_BOM) else 0
             position = disk.tell()
@@ -151,7 +151,7 @@ def read_lines(files: Iterable[TextFile]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def open_bytes(path: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Open a file as (text stream, the file on disk); errors while it is open are explained."""
     try:
         with open(path, "rb") as disk:
