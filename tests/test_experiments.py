@@ -17,7 +17,7 @@ from bertjax.run_config import PretrainConfig, google_profile
 from tests import processes
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-PARAMETERS = {"quickstart": 5.4e6, "base": 110.1e6, "large": 336.2e6}
+PARAMETERS = {"quickstart": 5.4e6, "books": 1.5e6, "base": 110.1e6, "large": 336.2e6}
 
 
 def config_of(name):
@@ -45,6 +45,7 @@ def abstract_batch(config):
     "name",
     [
         "quickstart",
+        "books",
         "pretrain_base_phase1",
         "pretrain_base_phase2",
         "pretrain_large_phase1",
