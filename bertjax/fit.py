@@ -125,7 +125,7 @@ class Window:
         values = {name: float(np.mean([v[name] for v in self._values])) for name in names}
         values.setdefault("loss", float("nan"))
         values["learning_rate"] = learning_rate
-        for name in ("sequences", "tokens"):
+        for name in self._rates.keys() - {"flops"}:
             values[f"{name}_per_second"] = self._rates[name] * self._steps / seconds
         if self._peak is not None:
             values["mfu"] = self._rates["flops"] * self._steps / seconds / self._peak
@@ -160,6 +160,7 @@ def fit(
     checkpoints: Checkpoints,
     position: Callable[[int], dict[str, Any]],
     report: Report,
+    enough: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Train from step `start` to step `steps` and save the end.
 
@@ -178,6 +179,7 @@ def fit(
       checkpoints: where the state is saved.
       position: where the data stands after a number of steps.
       report: where the metrics go.
+      enough: asked after each evaluation, whether to end the run there.
 
     Raises:
       StoppedBySignalError: after saving.
@@ -195,12 +197,15 @@ def fit(
                 paused = window.pause()
                 report.write(step, "eval", evaluate(state))
                 window.resume(paused)
+            ending = step == steps or enough()
             stopping = stop.asked(step)
-            if step % save_every == 0 or step == steps or stopping:
+            if step % save_every == 0 or ending or stopping:
                 paused = window.pause()
                 checkpoints.save(step, state, position(step))
                 window.resume(paused)
-            if stopping and step < steps:
+            if ending:
+                break
+            if stopping:
                 checkpoints.wait()
                 raise StoppedBySignalError(f"stopped by a signal after saving step {step}")
     checkpoints.wait()

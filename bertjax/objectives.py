@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.heads import BertForPreTraining
-from bertjax.losses import IGNORE_INDEX, LossSum, accuracy, cross_entropy
+from bertjax.losses import (
+    IGNORE_INDEX,
+    LossSum,
+    accuracy,
+    cross_entropy,
+    sequence_classification_loss,
+    span_loss,
+)
 from bertjax.train import Batch, Sums
 
 
@@ -67,3 +74,71 @@ class PretrainingObjective:
             hits = (labels == self.common_token) * weights
             sums["common_token_accuracy"] = LossSum(jnp.sum(hits), jnp.sum(weights))
         return sums
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuningObjective:
+    """The loss of a head with labels, on batches of `data.bucketing`.
+
+    Rows of weight 0 count nothing, whatever they hold.
+
+    Attributes:
+      model: any of the classes with a head and labels.
+    """
+
+    model: Any
+
+    def init(self, key: jax.Array) -> Any:
+        """Return fresh parameters."""
+        return self.model.init(key, self.model.init_ids)["params"]
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the number of rows, or of tagged words."""
+        if "start_positions" in batch:
+            rows = jnp.sum(batch["weights"])
+            return {"start_loss": rows, "end_loss": rows}
+        return {"loss": jnp.sum(_label_weights(batch))}
+
+    def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
+        """Return the sums of the losses; those of an answer's ends count half each."""
+        output = self.outputs(params, batch, dropout_key)
+        if "start_positions" in batch:
+            start, end = span_loss(
+                output.start_logits,
+                output.end_logits,
+                batch["start_positions"],
+                batch["end_positions"],
+                batch["weights"],
+            )
+            return {
+                "start_loss": LossSum(start.total / 2, start.weight),
+                "end_loss": LossSum(end.total / 2, end.weight),
+            }
+        weights = _label_weights(batch)
+        if output.logits.ndim == 2 and batch["input_ids"].ndim == 2:
+            kind = self.model.config.problem_type
+            return {
+                "loss": sequence_classification_loss(
+                    output.logits, batch["labels"], kind, batch["weights"]
+                )
+            }
+        return {"loss": cross_entropy(output.logits, batch["labels"], weights)}
+
+    def outputs(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Any:
+        """Return the model's output for a batch."""
+        return self.model.apply(
+            {"params": params},
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["token_type_ids"],
+            deterministic=dropout_key is None,
+            rngs={} if dropout_key is None else {"dropout": dropout_key},
+        )
+
+
+def _label_weights(batch: Batch) -> jax.Array:
+    """Return the weight of every label: of a row, or of a tagged token [B, T]."""
+    labels, weights = batch["labels"], batch["weights"]
+    if labels.shape == batch["input_ids"].shape:
+        return jnp.where(labels == IGNORE_INDEX, 0.0, weights[:, None])
+    return weights

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -107,7 +108,8 @@ def progress_text(values: dict[str, float]) -> str:
         if name in values:
             parts.append(f"{text} {100 * values[name]:.1f}%")
     parts.append(f"{values['sequences_per_second']:.0f} seq/s")
-    parts.append(f"{values['tokens_per_second']:.0f} tok/s")
+    if "tokens_per_second" in values:
+        parts.append(f"{values['tokens_per_second']:.0f} tok/s")
     parts.append(f"lr {values['learning_rate']:.2e}")
     if "mfu" in values:
         parts.append(f"MFU {100 * values['mfu']:.1f}%")
@@ -132,8 +134,13 @@ def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     beside.replace(path)
 
 
-def draw_curves(directory: Path) -> Path:
-    """Draw curves.png from metrics.jsonl."""
+def draw_curves(directory: Path, scores: Sequence[str] = ()) -> Path:
+    """Draw curves.png from metrics.jsonl.
+
+    Args:
+      directory: the run directory.
+      scores: further metrics to draw.
+    """
     from matplotlib.figure import Figure  # slow to import, needed once
 
     lines = read_metrics(directory)
@@ -141,6 +148,7 @@ def draw_curves(directory: Path) -> Path:
         ("loss", "loss"),
         ("mlm_accuracy", "MLM accuracy"),
         ("sentence_accuracy", "sentence-pair accuracy"),
+        *((score, score) for score in scores),
         ("learning_rate", "learning rate"),
     ]
     panels = [p for p in panels if any(line.get(p[0]) is not None for line in lines)]

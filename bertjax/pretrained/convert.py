@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import bertjax
 from bertjax.errors import InputError
 from bertjax.pretrained import formats, hub
-from bertjax.pretrained.load import from_pretrained, load_pretrained
+from bertjax.pretrained.load import from_pretrained, load_pretrained, model_classes
 from bertjax.pretrained.save import save_pretrained
 from bertjax.run_config import ConvertConfig
 from bertjax.tokenizer import BertTokenizer
@@ -21,11 +20,10 @@ def convert(config: ConvertConfig) -> str:
     if Path(config.destination).resolve() == path.resolve():
         raise InputError(f"{config.destination}: is the source; choose another destination")
     if config.model_class:
-        if config.model_class not in bertjax.__all__ or not config.model_class.startswith("Bert"):
-            classes = [n for n in bertjax.__all__ if n.startswith(("BertFor", "BertModel"))]
+        classes = model_classes()
+        if config.model_class not in classes:
             raise InputError(f"no class {config.model_class!r}: choose one of {', '.join(classes)}")
-        model_class = getattr(bertjax, config.model_class)
-        model, params = load_pretrained(model_class, path, param_dtype=config.dtype)
+        model, params = load_pretrained(classes[config.model_class], path, param_dtype=config.dtype)
     else:
         model, params = from_pretrained(path, param_dtype=config.dtype)
     save_pretrained(

@@ -87,13 +87,14 @@ def fetch(
             raise
         except Exception as error:  # of whichever HTTP library the hub's client is built on
             reason = f"the hub cannot be reached: {type(error).__name__}: {error}".rstrip(": ")
-            _LOG.warning("%s: %s; looking in the cache", name, reason)
     for file in _BESIDE_WEIGHTS:
         try:
             cached = try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision)
         except hub.HFValidationError as error:
             raise InputError(f"{where}: {error}") from error
         if isinstance(cached, str):
+            if not local_files_only:
+                _LOG.warning("%s: %s; taking it from the cache", name, reason)
             return Path(cached.removesuffix(file))
     raise InputError(f"{where}: not in the cache, and {reason}")
 

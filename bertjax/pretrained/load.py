@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 import bertjax
 from bertjax.config import BertConfig
 from bertjax.errors import InputError
+from bertjax.module import PretrainedModule
 from bertjax.pretrained import formats, match, names
 from bertjax.pretrained.reader import TensorReader
 from bertjax.sharding import path_of
@@ -115,7 +116,17 @@ def from_pretrained(source: str | Path, **options: Any) -> tuple[Any, dict[str, 
     kind, file = formats.find_weights(path)
     with kind.module.open_tensors(file) as tensors:
         name, attributes = class_of(config, tensors.shapes())
-    return load_pretrained(getattr(bertjax, name), path, **attributes | options)
+    return load_pretrained(model_classes()[name], path, **attributes | options)
+
+
+def model_classes() -> dict[str, type[Any]]:
+    """Return the public model classes by name."""
+    public = {name: getattr(bertjax, name) for name in bertjax.__all__}
+    return {
+        name: value
+        for name, value in public.items()
+        if isinstance(value, type) and issubclass(value, PretrainedModule)
+    }
 
 
 def class_of(config: BertConfig, tensor_names: Iterable[str]) -> tuple[str, dict[str, Any]]:
@@ -134,7 +145,7 @@ def class_of(config: BertConfig, tensor_names: Iterable[str]) -> tuple[str, dict
     given = formats.architectures(config)
     if given:
         name = given[0].removeprefix("Flax")
-        if not name.startswith("Bert") or name not in bertjax.__all__:
+        if name not in model_classes():
             raise InputError(
                 f"the checkpoint is of a {given[0]}, which bertjax has no class for; load the part "
                 "that you need with one of its classes, such as BertModel.from_pretrained"

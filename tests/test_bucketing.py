@@ -1,0 +1,89 @@
+"""Batches of like length: every row once an epoch, a pure function of seed and number."""
+
+import numpy as np
+import pytest
+
+from bertjax.data.bucketing import (
+    bucket_width,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
+
+
+class Numbered:
+    """Rows that hold their own number."""
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths, np.int32)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def batch(self, rows, width):
+        assert width >= self.lengths[rows].max()
+        return {"input_ids": np.repeat(rows[:, None], width, 1), "labels": rows}
+
+
+def rows_of(count, seed=0):
+    return Numbered(np.random.default_rng(seed).integers(3, 129, count))
+
+
+def take(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+def test_widths():
+    assert [bucket_width(n, 512) for n in (1, 16, 17, 24, 25, 33, 49, 65, 97, 129, 385, 512)] == [
+        16, 16, 24, 24, 32, 48, 64, 96, 128, 192, 512, 512,
+    ]  # fmt: skip
+    assert bucket_width(100, 100) == 100
+    assert len({bucket_width(n, 512) for n in range(1, 513)}) == 11
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 7000])
+def test_every_row_once_an_epoch(count):
+    rows = rows_of(count)
+    steps = steps_per_epoch(rows, 32)
+    batches = training_batches(rows, 32, 128, seed=1)
+    orders = []
+    for _ in range(2):
+        seen = []
+        for batch in take(batches, steps):
+            assert batch["labels"].shape == (32,)
+            seen += batch["labels"][batch["weights"] > 0].tolist()
+        assert sorted(seen) == list(range(count))
+        orders.append(seen)
+    assert count < 7000 or orders[0] != orders[1]
+
+
+def test_a_batch_depends_on_seed_and_number_alone():
+    rows = rows_of(500)
+    whole = take(training_batches(rows, 8, 128, seed=3), 150)
+    for start in (0, 1, 62, 63, 100):
+        for batch, want in zip(
+            training_batches(rows, 8, 128, seed=3, start=start), whole[start:], strict=False
+        ):
+            np.testing.assert_array_equal(batch["input_ids"], want["input_ids"])
+    other = next(training_batches(rows, 8, 128, seed=4))
+    assert not np.array_equal(other["labels"], whole[0]["labels"])
+
+
+def test_little_is_padding():
+    rows = rows_of(8000)
+    batches = take(training_batches(rows, 32, 128, seed=0), steps_per_epoch(rows, 32))
+    columns = sum(batch["input_ids"].size for batch in batches)
+    assert rows.lengths.sum() > 0.8 * columns
+    assert {batch["input_ids"].shape[1] for batch in batches} <= {16, 24, 32, 48, 64, 96, 128}
+
+
+@pytest.mark.parametrize("count", [1, 8, 100])
+def test_evaluation_has_every_row_once(count):
+    rows = rows_of(count)
+    seen = []
+    for picked, batch in evaluation_batches(rows, 8, 128):
+        assert batch["labels"].shape == (8,)
+        np.testing.assert_array_equal(batch["labels"][: len(picked)], picked)
+        np.testing.assert_array_equal(batch["weights"], np.arange(8) < len(picked))
+        seen += picked.tolist()
+    assert sorted(seen) == list(range(count))

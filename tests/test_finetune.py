@@ -1,0 +1,276 @@
+"""Fine-tuning runs of every family on a few real rows: they learn, go on, stop and score."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from bertjax import BertConfig, BertModel, finetune, from_pretrained, save_pretrained
+from bertjax.data.task_data import read_task
+from bertjax.data.vocab import build_vocab
+from bertjax.errors import InputError
+from bertjax.report import read_metrics
+from bertjax.run_config import (
+    CheckpointConfig,
+    FinetuneConfig,
+    OptimizerConfig,
+    TaskConfig,
+    VocabConfig,
+)
+from bertjax.tokenizer import BertTokenizer
+from tests import processes
+from tests.models import assert_same_trees
+
+DATA = Path(__file__).parent / "data"
+TASKS = DATA / "tasks"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small encoder to start from."""
+    directory = tmp_path_factory.mktemp("base")
+    words = directory / "words.txt"
+    build_vocab(VocabConfig((str(DATA / "text" / "holmes.txt"),), str(words), 1500))
+    config = BertConfig(
+        vocab_size=1500,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=96,
+        initializer_range=0.1,
+        scan_unroll=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = BertModel(config)
+    tokenizer = BertTokenizer.from_vocab(words, model_max_length=96)
+    params = jax.jit(model.init)(jax.random.key(0), model.init_ids)["params"]
+    save_pretrained(directory / "model", model, params, tokenizer)
+    return directory / "model"
+
+
+def config_of(base, run, task, file, *, rows=32, **options):
+    settings = {"sequence_length": rows, "train": (str(file),), "validation": (str(file),)}
+    return FinetuneConfig(
+        run_dir=str(run),
+        init_from=str(base),
+        task=TaskConfig(name=task, **settings),
+        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0),
+        batch_size=8,
+        **{"epochs": 20, "eval_every": 20, **options},
+    )
+
+
+def scores_of(run):
+    return [line for line in read_metrics(Path(run)) if line["split"] == "eval"]
+
+
+# Task, file, the score it must reach on its own training rows, and further settings.
+RUNS = {
+    "classification": ("snli", "snli/dev.csv", "accuracy", 1.0, {"epochs": 80, "eval_every": 4}),
+    "regression": ("stsb", "stsb/sts-dev.csv", "pearson", 0.9, {"epochs": 100}),
+    "multi_label": ("goemotions", "goemotions/dev.tsv", "micro_f1", 0.9, {"epochs": 300}),
+    "multiple_choice": ("csqa", "csqa/dev_rand_split.jsonl", "accuracy", 1.0, {"eval_every": 2}),
+    "token_classification": (
+        "wnut17",
+        "wnut17/wnut17train.conll",
+        "f1",
+        0.8,
+        {"rows": 96, "epochs": 80},
+    ),
+    "question_answering": ("squad", "squad/new_wiki.json", "f1", 0.8, {"rows": 96, "epochs": 60}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", RUNS)
+def test_every_family_learns_its_rows(family, base, tmp_path):
+    task, file, score, wanted, options = RUNS[family]
+    config = config_of(base, tmp_path / "run", task, TASKS / file, **options)
+    finetune.run(config)
+    lines = scores_of(tmp_path / "run")
+    assert max(line[score] for line in lines) >= wanted
+    assert lines[0][score] < wanted
+    for name in ("config.json", "curves.png", "metrics.jsonl", "DONE", "model/vocab.txt"):
+        assert (tmp_path / "run" / name).is_file(), name
+    model, _ = from_pretrained(tmp_path / "run")
+    assert model.config.problem_type == (
+        {
+            "classification": "single_label_classification",
+            "regression": "regression",
+            "multi_label": "multi_label_classification",
+        }.get(family)
+    )
+
+
+def test_the_score_is_what_transformers_gets(base, tmp_path):
+    run = tmp_path / "run"
+    config = config_of(base, run, "snli", TASKS / "snli/dev.csv", epochs=3, eval_every=0)
+    finetune.run(config)
+    best = max(line["accuracy"] for line in scores_of(run))
+    peer = transformers.AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
+    with (TASKS / "snli/dev.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    batch = tokenizer(
+        [row["premise"] for row in rows],
+        [row["hypothesis"] for row in rows],
+        max_length=32,
+        truncation=True,
+        padding=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        predicted = peer(**batch).logits.argmax(-1)
+    labels = [example.label for example in read_task("snli", str(TASKS / "snli/dev.csv")).examples]
+    assert best == pytest.approx(np.mean(predicted.numpy() == labels))
+    assert peer.config.id2label == {0: "entailment", 1: "neutral", 2: "contradiction"}
+
+
+class CutError(Exception):
+    pass
+
+
+def test_a_run_that_was_cut_goes_on_to_the_same_end(base, tmp_path, monkeypatch):
+    def config(name):
+        return config_of(
+            base,
+            tmp_path / name,
+            "snli",
+            TASKS / "snli/dev.csv",
+            epochs=5,
+            eval_every=3,
+            log_every=1,
+            checkpoint=CheckpointConfig(every=4, keep=1),
+        )
+
+    finetune.run(config("whole"))
+    with monkeypatch.context() as patch:
+        steps = iter(range(1, 100))
+
+        def advance(self):
+            if next(steps) == 7:
+                raise CutError
+
+        patch.setattr(finetune.Report, "advance", advance)
+        with pytest.raises(CutError):
+            finetune.run(config("cut"))
+    finetune.run(config("cut"))
+    whole, cut = (from_pretrained(tmp_path / name / "model")[1] for name in ("whole", "cut"))
+    assert_same_trees(cut, whole)
+
+    def values(name):
+        drop = ("time", "sequences_per_second")
+        return [
+            {k: v for k, v in line.items() if k not in drop}
+            for line in read_metrics(tmp_path / name)
+        ]
+
+    assert values("cut") == values("whole")
+
+
+def test_patience_ends_a_run_and_the_best_model_stays(base, tmp_path):
+    config = config_of(
+        base,
+        tmp_path / "run",
+        "snli",
+        TASKS / "snli/dev.csv",
+        epochs=50,
+        eval_every=2,
+        patience=2,
+    )
+    # Learning at this rate changes nothing: the first score stays the best.
+    config = dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=1e-12))
+    finetune.run(config)
+    lines = scores_of(tmp_path / "run")
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    finetune.run(config)  # does nothing any more
+    assert scores_of(tmp_path / "run") == lines
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "| Step | 2 |" in card
+    assert "| Task | snli |" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(), ("--mesh.fsdp", "4", "--mesh.data", "2")])
+def test_scores_do_not_depend_on_the_devices(base, tmp_path, mesh):
+    file = str(TASKS / "wnut17/wnut17train.conll")  # 11 sentences, which 8 devices do not divide
+    experiment = tmp_path / "experiment.py"
+    experiment.write_text(
+        "from bertjax.run_config import *\n"
+        f"CONFIG = FinetuneConfig({str(tmp_path / 'run')!r}, {str(base)!r}, batch_size=8,\n"
+        "    optimizer=OptimizerConfig(learning_rate=1e-12), epochs=1,\n"
+        "    task=TaskConfig('wnut17', sequence_length=32))\n"
+    )
+    found = []
+    for devices in (1, 8):
+        run = tmp_path / f"run{devices}"
+        code, _, err = processes.bertjax(
+            *("finetune", experiment, "--run-dir", run, "--task.train", file),
+            *("--task.validation", file),
+            *(mesh if devices == 8 else ()),
+            devices=devices,
+        )
+        assert code == 0, err
+        (line,) = scores_of(run)
+        found.append({k: v for k, v in line.items() if k not in ("time", "step")})
+    assert found[0] == found[1]
+    assert found[0]["f1"] >= 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": ""}, "init_from: name the model to start from"),
+        ({"task": TaskConfig()}, "task.name: name a task"),
+        ({"task": TaskConfig("snlii")}, "no task 'snlii'; did you mean snli"),
+        ({"task": TaskConfig("snli")}, "task.train: name the training split's files"),
+        (
+            {"init_from": "no where", "task": TaskConfig("snli")},
+            "no where: no such model directory or file",
+        ),
+        (
+            {"task": TaskConfig("snli", train=(str(TASKS / "snli/dev.csv"),), sequence_length=128)},
+            "sequence_length 128 is over the model's max_position_embeddings 96",
+        ),
+    ],
+)
+def test_bad_settings(base, tmp_path, changes, message):
+    config = FinetuneConfig(str(tmp_path / "run"), str(base))
+    with pytest.raises(InputError, match=message):
+        finetune.run(dataclasses.replace(config, **changes))
+
+
+def test_bad_settings_on_the_command_line(base, tmp_path):
+    experiment = Path(__file__).parent.parent / "experiments" / "finetune_classification.py"
+    file = tmp_path / "bad.csv"
+    file.write_text("text,category\nhello,a\nthere,b\nlonely\n")
+    for arguments, told in (
+        (("--epochs", "0"), "epochs must be positive; got 0.0"),
+        (("--epoch", "1"), "epochs"),
+        (("--task.train", file, "--init-from", base), f"{file}, line 4:"),
+    ):
+        code, _, err = processes.bertjax(
+            "finetune", experiment, "--run-dir", tmp_path / "run", *arguments
+        )
+        assert code == 2
+        assert told in err
+        assert len(err.strip().splitlines()) == 1
+    assert json.dumps(sorted(p.name for p in tmp_path.iterdir())) == '["bad.csv"]'
+
+
+def test_parameters_that_are_frozen_stay(base, tmp_path):
+    config = config_of(base, tmp_path / "run", "snli", TASKS / "snli/dev.csv", epochs=2)
+    rule = dataclasses.replace(config.optimizer, freeze=("bert",))
+    finetune.run(dataclasses.replace(config, optimizer=rule))
+    _, before = BertModel.from_pretrained(base)
+    _, after = from_pretrained(tmp_path / "run")
+    assert_same_trees(after["bert"], before)
+    assert np.abs(np.asarray(after["classifier"]["bias"])).max() > 0
