@@ -52,7 +52,10 @@ class OrbaxTensors:
         if self._last is None or self._last[0] != path:  # all layers of a parameter lie together
             self._last = None
             self._last = path, self._restore(path)
-        return tensor.encode(self._last[1])
+        whole = self._last[1]
+        if tensor.layer is None or tensor.layer == len(whole) - 1:
+            self._last = None  # nothing of it is left to be read
+        return tensor.encode(whole)
 
     def _restore(self, path: str) -> np.ndarray:
         item: Any = 0
