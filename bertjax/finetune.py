@@ -199,7 +199,7 @@ def _read_splits(
 
     def split(files: tuple[str, ...], name: str, labels: tuple[str, ...]) -> Split:
         source = files[0] if len(files) == 1 else files
-        data = read_task(task, source, name, labels=labels, skip_bad=settings.skip_bad)
+        data = read_task(task, source, name, labels=labels, skip_bad=config.skip_bad)
         rows = make_rows(data, tokenizer, settings.sequence_length, settings.doc_stride)
         say(f"{name}: {len(data.examples):,} examples, {len(rows):,} rows")
         for skipped in data.skipped[:10]:

@@ -296,8 +296,6 @@ class TaskConfig:
     """Longest row in tokens; longer texts are cut, contexts of questions cut into windows."""
     doc_stride: int = 128
     """Tokens from one window of a context to the next."""
-    skip_bad: bool = False
-    """Leave out, count and list bad examples instead of stopping at the first."""
 
     def __post_init__(self) -> None:
         if self.sequence_length < 8:
@@ -317,6 +315,8 @@ class FinetuneConfig:
     hub."""
     task: TaskConfig = TaskConfig()
     """The task and its examples."""
+    skip_bad: bool = False
+    """Leave out, count and list bad examples instead of stopping at the first."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
     """The optimizer."""
     warmup_share: float = 0.1

@@ -266,6 +266,17 @@ def test_bad_settings_on_the_command_line(base, tmp_path):
     assert json.dumps(sorted(p.name for p in tmp_path.iterdir())) == '["bad.csv"]'
 
 
+def test_bad_examples_may_be_left_out(base, tmp_path, capsys):
+    file = tmp_path / "some.csv"
+    file.write_text("text,category\nhello you,a\nthere now,b\nlonely\nhello there,a\n")
+    config = config_of(base, tmp_path / "run", "banking77", file, epochs=1, skip_bad=True)
+    finetune.run(config)
+    told = capsys.readouterr().err
+    assert "train: 3 examples, 3 rows" in told
+    assert f"train: left out {file}, line 4: " in told
+    assert scores_of(tmp_path / "run")
+
+
 def test_parameters_that_are_frozen_stay(base, tmp_path):
     config = config_of(base, tmp_path / "run", "snli", TASKS / "snli/dev.csv", epochs=2)
     rule = dataclasses.replace(config.optimizer, freeze=("bert",))
