@@ -292,6 +292,15 @@ def test_convert_as_another_class(tmp_path):
         convert(dataclasses.replace(settings, destination=str(tmp_path / "b" / ".." / "a")))
 
 
+def test_a_config_that_asks_for_what_there_is_not(tmp_path):
+    model, params = make("BertModel")
+    save_pretrained(tmp_path, model, params)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"gelu"', '"geluu"'))
+    with pytest.raises(InputError, match=f"^{tmp_path}: hidden_act 'geluu' is not known: choose"):
+        from_pretrained(tmp_path)
+
+
 def test_model_card(tmp_path):
     model, params = make("BertForMaskedLM")
     save_pretrained(tmp_path, model, params, facts={"Steps": 7})

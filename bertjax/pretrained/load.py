@@ -74,7 +74,10 @@ def load_pretrained(
     path = formats.locate(source, **hub_options)
     model = model_class(config or formats.find_config(path), **attributes)
     kind, file = formats.find_weights(path)
-    wanted = abstract_params(model)
+    try:
+        wanted = abstract_params(model)
+    except InputError as error:  # the config asks for what there is not
+        raise InputError(f"{source}: {error}") from error
     with kind.module.open_tensors(file) as tensors:
         found = match.match(
             wanted,
