@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in _DISK_ERRORS:
             raise
         message = f"{error.filename or 'output'}: cannot be written ({error.strerror})"
+    # The error is told in one line: what threads of Orbax fail at while it is wound up is not.
+    sys.unraisablehook = lambda _: None
     print(f"bertjax: {_one_line(message)}", file=sys.stderr)
     return EXIT_INPUT
 
