@@ -70,6 +70,9 @@ def run(config: FinetuneConfig) -> None:
     if not config.init_from:
         raise InputError("init_from: name the model to start from (directory, run, or hub name)")
     directory = run_dir.check(config)
+    if (directory / run_dir.DONE).is_file():
+        say(f"{directory}: done already; nothing to do")
+        return
     task = _task(config)
     tokenizer = BertTokenizer.from_pretrained(config.init_from)
     train, held_out = _read_splits(config, task, tokenizer)
@@ -82,9 +85,6 @@ def run(config: FinetuneConfig) -> None:
     objective = FinetuningObjective(model)
     shardings = state_shardings(abstract_state(objective, tx), mesh)
     checkpoints = Checkpoints(directory / run_dir.CHECKPOINTS, config.checkpoint)
-    if (directory / run_dir.DONE).is_file():
-        say(f"{directory}: done already; nothing to do")
-        return
     state, start, best = _start_state(config, objective, tx, mesh, shardings, checkpoints)
     if first_process:
         run_dir.claim(config)

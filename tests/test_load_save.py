@@ -24,7 +24,7 @@ from bertjax.run_config import ConvertConfig, MeshConfig
 from bertjax.sharding import make_mesh, state_shardings
 from bertjax.tokenizer import BertTokenizer
 from tests.models import assert_same_trees
-from tests.peers import quick_params
+from tests.peers import quick_params, torch_peer
 
 PRUNED = Path(__file__).parent / "data" / "pruned"
 CONFIG = BertConfig(
@@ -116,6 +116,24 @@ def test_transformers_auto_classes_load_it(name, tmp_path):
         np.testing.assert_allclose(getattr(ours, field), value.numpy(), rtol=0, atol=2e-5)
         compared += 1
     assert compared >= 1
+
+
+@pytest.mark.parametrize("written", ["safetensors", "shards", "bin", "old bin"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_directories_of_transformers(name, written, tmp_path):
+    model, params = make(name)
+    peer = torch_peer(model, params)
+    peer.save_pretrained(tmp_path, max_shard_size="10KB" if written == "shards" else "5GB")
+    if "bin" in written:
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(
+            peer.state_dict(),
+            tmp_path / "pytorch_model.bin",
+            _use_new_zipfile_serialization=written == "bin",
+        )
+    loaded, back = from_pretrained(tmp_path)
+    assert type(loaded) is type(model)
+    assert_same_trees(back, params)
 
 
 @pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16, jnp.float16])

@@ -18,7 +18,8 @@ _POOL = 50
 def bucket_width(length: int, longest: int) -> int:
     """Return the width of the batch for its longest row: 16, 24, 32, 48, 64, 96, ... or `longest`.
 
-    Two widths for each power of two: at most a third is padding, and 512 needs 11 shapes.
+    Two widths for each power of two: from 16 tokens on the longest row fills two thirds of it or
+    more, and 512 needs 11 shapes.
     """
     width = 16
     while width < length:
