@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ from bertjax import pretrained, run_dir, sharding
 from bertjax.checkpoint import Checkpoints
 from bertjax.config import BertConfig
 from bertjax.data.bucketing import steps_per_epoch, training_batches
-from bertjax.data.features import QuestionRows, TextRows, make_rows
-from bertjax.data.task_data import TaskData, read_task
-from bertjax.data.tasks import Task, find_task
+from bertjax.data.task_data import TaskData
+from bertjax.data.tasks import Task
 from bertjax.errors import InputError
 from bertjax.fit import Window, fit
 from bertjax.objectives import FinetuningObjective
@@ -27,16 +27,9 @@ from bertjax.report import Report, draw_curves, read_metrics, say
 from bertjax.run_config import FinetuneConfig, OptimizerConfig
 from bertjax.scoring import Scorer, score
 from bertjax.sharding import check_batch_size, global_batch, host_rows, make_mesh, state_shardings
+from bertjax.splits import Split, configured_task, read_split
 from bertjax.tokenizer import BertTokenizer
 from bertjax.train import Batch, TrainState, abstract_state, make_train_step, new_state
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """A split's examples, and what the model reads of them."""
-
-    data: TaskData
-    rows: TextRows | QuestionRows
 
 
 @dataclasses.dataclass
@@ -73,7 +66,7 @@ def run(config: FinetuneConfig) -> None:
     if (directory / run_dir.DONE).is_file():
         say(f"{directory}: done already; nothing to do")
         return
-    task = _task(config)
+    task = configured_task(config.task)
     tokenizer = BertTokenizer.from_pretrained(config.init_from)
     train, held_out = _read_splits(config, task, tokenizer)
     per_epoch = steps_per_epoch(train.rows, config.batch_size)
@@ -182,40 +175,17 @@ class _Keeper:
         pretrained.save_pretrained(directory, self._model, params, self._tokenizer, facts=facts)
 
 
-def _task(config: FinetuneConfig) -> Task:
-    if not config.task.name:
-        raise InputError(
-            "task.name: name a task, such as sst2, or a family, such as classification"
-        )
-    task = find_task(config.task.name)
-    columns = config.task.text_columns
-    return task.with_columns(columns, config.task.label_column) if columns else task
-
-
 def _read_splits(
     config: FinetuneConfig, task: Task, tokenizer: BertTokenizer
 ) -> tuple[Split, Split | None]:
     settings = config.task
-
-    def split(files: tuple[str, ...], name: str, labels: tuple[str, ...]) -> Split:
-        source = files[0] if len(files) == 1 else files
-        data = read_task(task, source, name, labels=labels, skip_bad=config.skip_bad)
-        rows = make_rows(data, tokenizer, settings.sequence_length, settings.doc_stride)
-        say(f"{name}: {len(data.examples):,} examples, {len(rows):,} rows")
-        for skipped in data.skipped[:10]:
-            say(f"{name}: left out {skipped}")
-        if len(data.skipped) > 10:
-            say(f"{name}: left out {len(data.skipped)} in all")
-        if isinstance(rows, TextRows) and rows.truncated:
-            say(f"{name}: {rows.truncated:,} examples are cut to {settings.sequence_length} tokens")
-        return Split(data, rows)
-
     if not settings.train:
         raise InputError("task.train: name the training split's files, or tfds")
-    train = split(settings.train, "train", ())
+    read = partial(read_split, task, settings, tokenizer=tokenizer, skip_bad=config.skip_bad)
+    train = read(settings.train, "train")
     if not settings.validation:
         return train, None
-    return train, split(settings.validation, "validation", train.data.labels)
+    return train, read(settings.validation, "validation", labels=train.data.labels)
 
 
 def _model_config(config: FinetuneConfig, task: Task, data: TaskData) -> BertConfig:
