@@ -265,13 +265,35 @@ class BertConfig:
         return cls(**fields, other=tuple(other))
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> "BertConfig":
+    def from_directory(cls, directory: str | Path) -> "BertConfig":
         """Read `config.json`, or google's `bert_config.json`, of a model directory."""
         directory = Path(directory)
         for name in ("config.json", "bert_config.json"):
             if (directory / name).is_file():
                 return cls.from_json(directory / name)
         raise InputError(f"{directory}: holds no config.json and no bert_config.json")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **changes: Any) -> "BertConfig":
+        """Read the config of a published model, with other values for some fields.
+
+        Args:
+          source: directory, weight file, run directory, or name on the Hugging Face hub.
+          **changes: fields, such as `num_labels` (then labels have no names) or `id2label`; or
+            `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
+
+        Raises:
+          InputError: no such model, or a value that does not fit.
+          TypeError: no such field.
+        """
+        from bertjax.pretrained import formats  # which reads configs itself
+
+        hub_names = ("revision", "token", "cache_dir", "local_files_only")
+        hub_options = {name: changes.pop(name) for name in hub_names if name in changes}
+        found = formats.find_config(formats.locate_files(source, **hub_options))
+        if "num_labels" in changes:
+            changes.setdefault("id2label", ())
+        return dataclasses.replace(found, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the keys of a config.json that transformers reads."""

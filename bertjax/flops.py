@@ -30,16 +30,21 @@ _PEAK_TFLOPS = (
 def forward_flops(config: BertConfig, length: int, predictions: int) -> int:
     """Return the operations of one row's forward pass: matrix products, 2 for a multiply-add.
 
+    The last layer is counted as `BertForPreTraining` computes it: keys and values of all tokens,
+    the rest at the scored positions and [CLS] alone.
+
     Args:
       config: the architecture.
       length: tokens of the row, padding included.
       predictions: positions that the MLM head scores.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
-    layer = 8 * hidden**2 + 4 * hidden * inner + 4 * length * hidden
-    encoder = length * config.num_hidden_layers * layer
+    keys_and_values = 4 * hidden**2
+    queries = 4 * hidden**2 + 4 * hidden * inner + 4 * length * hidden
+    before_last = (config.num_hidden_layers - 1) * length * (keys_and_values + queries)
+    last = length * keys_and_values + min(predictions + 1, length) * queries
     mlm_head = predictions * (2 * hidden**2 + 2 * hidden * config.vocab_size)
-    return encoder + mlm_head + 2 * hidden**2 + 4 * hidden
+    return before_last + last + mlm_head + 2 * hidden**2 + 4 * hidden
 
 
 def train_flops(config: BertConfig, length: int, predictions: int) -> int:

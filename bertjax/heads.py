@@ -26,13 +26,6 @@ from bertjax.outputs import (
 )
 
 
-def gather_positions(
-    hidden: Float[Array, "B T D"], positions: Int[Input, "B M"]
-) -> Float[Array, "B M D"]:
-    """Pick the hidden states at the given positions of each row."""
-    return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
-
-
 class BertPredictionHeadTransform(nn.Module):
     """Dense layer, activation and LayerNorm before the MLM decoder."""
 
@@ -172,6 +165,7 @@ class BertForPreTraining(PretrainedModule):
             position_ids,
             head_mask,
             inputs_embeds,
+            output_positions=None if mlm_positions is None else _with_first(mlm_positions),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             deterministic=deterministic,
@@ -179,7 +173,7 @@ class BertForPreTraining(PretrainedModule):
         hidden, pooled = output.last_hidden_state, output.pooler_output
         assert pooled is not None  # the model above has a pooler
         if mlm_positions is not None:
-            hidden = gather_positions(hidden, mlm_positions)
+            hidden = hidden[:, 1:]
         prediction_logits, seq_relationship_logits = self.cls(
             hidden, pooled, self.bert.word_embedding_table()
         )
@@ -248,20 +242,31 @@ class BertForMaskedLM(PretrainedModule):
             position_ids,
             head_mask,
             inputs_embeds,
+            output_positions=mlm_positions,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             deterministic=deterministic,
         )
-        hidden = output.last_hidden_state
-        if mlm_positions is not None:
-            hidden = gather_positions(hidden, mlm_positions)
-        logits = self.cls(hidden, self.bert.word_embedding_table())
+        logits = self.cls(output.last_hidden_state, self.bert.word_embedding_table())
         return MaskedLMOutput(
             loss=None if labels is None else cross_entropy(logits, labels).mean(),
             logits=logits,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
+
+def first_positions(
+    input_ids: Int[Input, "B T"] | None, inputs_embeds: Float[Input, "B T D"] | None
+) -> Int[Array, "B 1"] | None:
+    """Return the position of [CLS] in each row: all that a head on the pooler needs."""
+    rows = inputs_embeds if input_ids is None else input_ids
+    return None if rows is None else jnp.zeros((rows.shape[0], 1), jnp.int32)
+
+
+def _with_first(positions: Int[Input, "B M"]) -> Int[Array, "B N"]:
+    """Put [CLS], for the pooler, before the positions."""
+    return jnp.pad(positions, ((0, 0), (1, 0)))
 
 
 class LabelledHead(PretrainedModule):
@@ -318,6 +323,9 @@ class LabelledHead(PretrainedModule):
             position_ids,
             head_mask,
             inputs_embeds,
+            output_positions=first_positions(input_ids, inputs_embeds)
+            if self.reads_pooler
+            else None,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             deterministic=deterministic,

@@ -6,7 +6,8 @@ Parameters carry Hugging Face's names; those of the layers are stacked, `[L, ...
 """
 
 import dataclasses
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,15 +103,16 @@ class BertSelfAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
+        asking: Float[Array, "B Q D"],
         hidden: Float[Array, "B T D"],
         bias: Float[Array, "B 1 _ T"] | None,
         head_mask: Float[Input, "..."] | None,
-    ) -> tuple[Float[Array, "B T H K"], Float[Array, "B H T T"]]:
+    ) -> tuple[Float[Array, "B Q H K"], Float[Array, "B H Q T"]]:
         config = self.config
         features = (config.num_stored_heads, config.head_size)
         query, key, value = (
-            Dense(config, features, self.dtype, name=name)(hidden)
-            for name in ("query", "key", "value")
+            Dense(config, features, self.dtype, name=name)(x)
+            for name, x in (("query", asking), ("key", hidden), ("value", hidden))
         )
         extra_scores = None
         if config.position_embedding_type != "absolute":
@@ -147,8 +149,8 @@ class BertOutput(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T ..."], residual: Float[Array, "B T D"]
-    ) -> Float[Array, "B T D"]:
+        self, x: Float[Array, "B Q ..."], residual: Float[Array, "B Q D"]
+    ) -> Float[Array, "B Q D"]:
         config = self.config
         x = Dense(config, config.hidden_size, self.dtype, self.input_axes, name="dense")(x)
         x = Dropout(config.hidden_dropout_prob)(x, deterministic=self.deterministic)
@@ -165,13 +167,14 @@ class BertAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
+        asking: Float[Array, "B Q D"],
         hidden: Float[Array, "B T D"],
         bias: Float[Array, "B 1 _ T"] | None,
         head_mask: Float[Input, "..."] | None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T T"]]:
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q T"]]:
         args = self.config, self.dtype, self.deterministic
-        context, probs = BertSelfAttention(*args, name="self")(hidden, bias, head_mask)
-        return BertOutput(*args, input_axes=2, name="output")(context, hidden), probs
+        context, probs = BertSelfAttention(*args, name="self")(asking, hidden, bias, head_mask)
+        return BertOutput(*args, input_axes=2, name="output")(context, asking), probs
 
 
 class BertIntermediate(nn.Module):
@@ -181,13 +184,16 @@ class BertIntermediate(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
+    def __call__(self, hidden: Float[Array, "B Q D"]) -> Float[Array, "B Q F"]:
         x = Dense(self.config, self.config.intermediate_size, self.dtype, name="dense")(hidden)
         return activation(self.config.hidden_act)(x)
 
 
 class BertLayer(nn.Module):
-    """One post-LayerNorm transformer layer, in the form that `nn.scan` runs over."""
+    """One post-LayerNorm transformer layer, in the form that `nn.scan` runs over.
+
+    Given positions, it computes its output there alone: attention still reads all tokens.
+    """
 
     config: BertConfig
     dtype: DTypeLike
@@ -201,9 +207,15 @@ class BertLayer(nn.Module):
         hidden: Float[Array, "B T D"],
         head_mask: Float[Input, "..."] | None,
         bias: Float[Array, "B 1 _ T"] | None,
+        positions: Int[Input, "B Q"] | None,
     ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
         args = self.config, self.dtype, self.deterministic
-        attended, probs = BertAttention(*args, name="attention")(hidden, bias, head_mask)
+        asking = hidden
+        if positions is not None:
+            asking = gather_positions(hidden, positions)
+            bias = None if bias is None else _rows_of(bias, positions)
+            head_mask = None if head_mask is None else _rows_of(head_mask, positions)
+        attended, probs = BertAttention(*args, name="attention")(asking, hidden, bias, head_mask)
         x = BertIntermediate(self.config, self.dtype, name="intermediate")(attended)
         hidden = constrain(BertOutput(*args, name="output")(x, attended), "batch")
         return hidden, (
@@ -224,43 +236,93 @@ class BertEncoder(nn.Module):
         hidden: Float[Array, "B T D"],
         bias: Float[Array, "B 1 _ T"] | None,
         head_mask: Float[Input, "L ..."] | None,
+        positions: Int[Input, "B Q"] | None,
         *,
         deterministic: bool,
         output_hidden_states: bool,
         output_attentions: bool,
     ) -> BertModelOutput:
-        config = self.config
+        """Run the layers; given positions, `last_hidden_state` is that of these, [B, Q, D]."""
+        config, flags = self.config, (output_hidden_states, output_attentions)
         # Inside a loop nothing can undo the recomputation; unrolled layers need the barrier.
-        layer = (
+        layer_class = (
             nn.remat(BertLayer, prevent_cse=config.scan_unroll != 1) if config.remat else BertLayer
         )
-        layers = nn.scan(
-            layer,
+        layer = layer_class(config, self.dtype, deterministic, *flags, name="layer")
+        relative = config.position_embedding_type != "absolute"
+        if positions is None or any(flags) or relative or self.is_initializing():
+            last, (states, probs) = self._scan(layer, hidden, head_mask, bias)
+            return BertModelOutput(
+                last_hidden_state=last if positions is None else gather_positions(last, positions),
+                hidden_states=None if states is None else (hidden, *states),
+                attentions=None if probs is None else tuple(probs),
+            )
+        before_last = config.num_hidden_layers - 1
+        if before_last:
+            mask = None if head_mask is None else head_mask[:before_last]
+            hidden, _ = self._scan(layer, hidden, mask, bias, before_last)
+        mask = None if head_mask is None else head_mask[-1]
+        last, _ = self._with_layers(_call, lambda stacked: stacked[-1])(
+            layer, hidden, mask, bias, positions
+        )
+        return BertModelOutput(last_hidden_state=last)
+
+    def _scan(
+        self,
+        layer: nn.Module,
+        hidden: Float[Array, "B T D"],
+        head_mask: Float[Input, "N ..."] | None,
+        bias: Float[Array, "B 1 _ T"] | None,
+        count: int | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
+        """Run the first `count` layers, or all."""
+        layers = count or self.config.num_hidden_layers
+        scan = nn.scan(
+            _call,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
-            length=config.num_hidden_layers,
-            unroll=config.scan_unroll or config.num_hidden_layers,
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=layers,
+            unroll=self.config.scan_unroll or layers,
         )
-        # Where a layer keeps fewer heads than are stored, nothing but zeros may act.
-        if min(map(len, config.kept_heads)) < config.num_stored_heads:
-            without_surplus = partial(zero_surplus_heads, config=config)
-            layers = nn.map_variables(
-                layers, "params", without_surplus, init=self.is_initializing()
-            )
-        last, (states, probs) = layers(
-            config,
-            self.dtype,
-            deterministic,
-            output_hidden_states,
-            output_attentions,
-            name="layer",
-        )(hidden, head_mask, bias)
-        return BertModelOutput(
-            last_hidden_state=last,
-            hidden_states=None if states is None else (hidden, *states),
-            attentions=None if probs is None else tuple(probs),
-        )
+        pick = None if count is None else lambda stacked: stacked[:count]
+        return self._with_layers(scan, pick)(layer, hidden, head_mask, bias, None)
+
+    def _with_layers(
+        self, function: Callable[..., Any], pick: Callable[[jax.Array], jax.Array] | None
+    ) -> Callable[..., Any]:
+        """Return `function` of a module, for some of the layers that its parameters are stacked of.
+
+        Where a layer keeps fewer heads than are stored, nothing but zeros may act.
+        """
+        config = self.config
+        surplus = min(map(len, config.kept_heads)) < config.num_stored_heads
+        if pick is None and not surplus:
+            return function
+
+        def view(layers: Any) -> Any:
+            layers = zero_surplus_heads(layers, config) if surplus else layers
+            return layers if pick is None else jax.tree.map(pick, layers)
+
+        return nn.map_variables(function, "params", view, init=self.is_initializing())
+
+
+def _call(layer: nn.Module, *inputs: Any) -> Any:
+    return layer(*inputs)
+
+
+def gather_positions(
+    hidden: Float[Array, "B T D"], positions: Int[Input, "B Q"]
+) -> Float[Array, "B Q D"]:
+    """Pick the hidden states at the given positions of each row."""
+    return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
+
+
+def _rows_of(table: Float[Input, "... T"], positions: Int[Input, "B Q"]) -> Float[Array, "... T"]:
+    """Pick the queries' rows of a bias or a head mask, where it has one for each query."""
+    if table.shape[-2] == 1:
+        return jnp.asarray(table)
+    return jnp.take_along_axis(table, positions[:, None, :, None], axis=-2)
 
 
 class BertPooler(nn.Module):
@@ -315,6 +377,7 @@ class BertModel(PretrainedModule):
         head_mask: Float[Input, "..."] | None = None,
         inputs_embeds: Float[Input, "B T D"] | None = None,
         *,
+        output_positions: Int[Input, "B Q"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         deterministic: bool = True,
@@ -330,6 +393,8 @@ class BertModel(PretrainedModule):
             B or T 1. Any float: gradients reach it. H counts the heads of the full model where
             some are pruned, as `config.pruned_heads` does.
           inputs_embeds: word embeddings in place of `input_ids`.
+          output_positions: positions of each row that `last_hidden_state` is wanted of, [B, Q, D];
+            the last layer computes no other. The pooler reads the first of them: let it be 0.
           output_attentions: return the attention probabilities.
           output_hidden_states: return the hidden states of every layer.
           deterministic: no dropout; False needs `rngs={"dropout": key}`.
@@ -349,6 +414,7 @@ class BertModel(PretrainedModule):
             constrain(hidden, "batch"),
             None if attention_mask is None else attention_bias(attention_mask),
             None if head_mask is None else self._layer_head_mask(head_mask),
+            output_positions,
             deterministic=deterministic,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from bertjax.config import BertConfig
 from bertjax.dropout import Dropout
 from bertjax.errors import InputError
-from bertjax.heads import LabelledHead
+from bertjax.heads import LabelledHead, first_positions
 from bertjax.layers import Dense
 from bertjax.losses import LossSum, cross_entropy, sequence_classification_loss, span_loss
 from bertjax.model import BertModel
@@ -162,6 +162,7 @@ class BertForMultipleChoice(PretrainedModule):
             rows(position_ids),
             head_mask,
             rows(inputs_embeds),
+            output_positions=first_positions(rows(input_ids), rows(inputs_embeds)),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             deterministic=deterministic,

@@ -319,6 +319,17 @@ def test_bad_values_in_python():
         BertConfig(scan_unroll=-1)
 
 
+def test_a_published_config_with_other_labels(tmp_path):
+    BertConfig.preset("tiny", id2label=("O", "B-X")).to_json(tmp_path / "config.json")
+    assert BertConfig.from_pretrained(tmp_path).id2label == ("O", "B-X")
+    more = BertConfig.from_pretrained(tmp_path, num_labels=5, hidden_dropout_prob=0.3)
+    assert (more.num_labels, more.id2label, more.hidden_dropout_prob) == (5, (), 0.3)
+    named = BertConfig.from_pretrained(tmp_path, id2label=("a", "b", "c"))
+    assert (named.num_labels, named.hidden_size) == (3, 128)
+    with pytest.raises(TypeError, match="num_lables"):
+        BertConfig.from_pretrained(tmp_path, num_lables=5)
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match=r"config.json and no bert_config.json"):
         BertConfig.from_pretrained(tmp_path)

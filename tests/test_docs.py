@@ -60,8 +60,12 @@ def test_readme_python_examples(tmp_path, monkeypatch):
     sizes = "vocab_size=50, hidden_size=16, num_attention_heads=4, intermediate_size=20"
     for block in blocks:
         exec(block.replace('preset("base"', f'preset("tiny", {sizes}'), names)
-        if "mlm_positions" in block:
+        if "prediction_logits" in block:
             assert names["output"].prediction_logits.shape == (2, 3, 50)
+        if "BertForMultipleChoice" in block:
+            shapes = {name: names[name].shape for name in ("guesses", "follows", "tags", "right")}
+            assert shapes == {"guesses": (2, 3), "follows": (2,), "tags": (2, 8), "right": (2,)}
+            assert names["output"].logits.shape == (2, 2)
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert names["output"].logits.shape == (2, 2)
     assert names["model"].config.vocab_size == 31000

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bertjax.config import BertConfig
-from bertjax.heads import BertForPreTraining, gather_positions
-from bertjax.model import BertModel
+from bertjax.heads import BertForPreTraining
+from bertjax.model import BertModel, gather_positions
 from bertjax.pretrained import names
 from tests.models import BATCH, LENGTH, SMALL, apply, inputs, random_params
 
@@ -178,6 +178,92 @@ def test_gather_positions_gradient_stays_at_the_positions():
     want[0, [0, 2]] = 1
     want[1, 5] = 2
     np.testing.assert_array_equal(grad, want)
+
+
+ASKED = {
+    "as it is": {},
+    "one layer": {"num_hidden_layers": 1},
+    "rolled": {"scan_unroll": 1},
+    "recomputed": {"remat": True, "scan_unroll": 1},
+    "pruned": {"pruned_heads": {0: (1,), 2: (0, 3)}},
+    "relative": {"position_embedding_type": "relative_key_query"},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask"),
+    [*((kind, "of queries") for kind in ASKED), ("as it is", "of keys"), ("one layer", "none")],
+)
+def test_the_last_layer_at_some_positions_is_the_whole_one_there(kind, mask):
+    config = dataclasses.replace(SMALL, **ASKED[kind])
+    model = BertModel(config)
+    params = random_params(model)
+    batch = inputs(config)
+    rng = np.random.default_rng(5)
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    batch["head_mask"] = rng.random((layers, heads), np.float32)
+    if mask == "of queries":
+        batch["attention_mask"] = rng.integers(0, 2, (BATCH, LENGTH, LENGTH))
+        batch["head_mask"] = rng.random((layers, BATCH, heads, LENGTH, LENGTH), np.float32)
+    elif mask == "none":
+        del batch["attention_mask"], batch["head_mask"]
+    positions = np.concatenate(
+        [np.zeros((BATCH, 1), np.int32), rng.integers(0, LENGTH, (BATCH, 4), np.int32)], axis=1
+    )
+    factors = jnp.asarray(rng.standard_normal((BATCH, 5, config.hidden_size)), jnp.float32)
+
+    def total(params, asked):
+        output = apply(model, params, **batch, output_positions=positions if asked else None)
+        hidden = output.last_hidden_state
+        hidden = hidden if asked else gather_positions(hidden, positions)
+        return jnp.sum(hidden * factors) + output.pooler_output.sum(), (
+            hidden,
+            output.pooler_output,
+        )
+
+    run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=1)
+    (_, got), got_grads = run(params, True)
+    (_, want), want_grads = run(params, False)
+    for ours, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    for ours, theirs in zip(*map(jax.tree.leaves, (got_grads, want_grads)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(1.0, np.abs(theirs).max()))
+
+
+def test_the_last_layer_at_some_positions_computes_no_others():
+    config = dataclasses.replace(SMALL, scan_unroll=0)
+    model = BertModel(config)
+    params = random_params(model)
+    first = jnp.zeros((BATCH, 1), jnp.int32)
+
+    def flops(positions):
+        run = jax.jit(lambda p, b: apply(model, p, **b, output_positions=positions))
+        return run.lower(params, inputs(config)).compile().cost_analysis()["flops"]
+
+    # Of queries, attention's output, and the feed-forward layer; keys and values stay.
+    matrices = 2 * config.hidden_size * (config.hidden_size + config.intermediate_size)
+    assert flops(None) - flops(first) > 0.95 * 2 * BATCH * (LENGTH - 1) * matrices
+
+
+def test_dropout_of_the_last_layer_at_some_positions_is_its_own():
+    config = dataclasses.replace(SMALL, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    model = BertModel(config)
+    params = random_params(model)
+    positions = jnp.zeros((BATCH, 2), jnp.int32)
+
+    def run(seed):
+        return apply(
+            model,
+            params,
+            **inputs(config),
+            output_positions=positions,
+            deterministic=False,
+            rngs={"dropout": jax.random.key(seed)},
+        ).last_hidden_state
+
+    np.testing.assert_array_equal(run(0), run(0))
+    assert np.abs(run(0) - run(1)).max() > 0.1
+    assert np.abs(run(0)[:, 0] - run(0)[:, 1]).max() > 0.1  # each position has a mask of its own
 
 
 @pytest.mark.parametrize(

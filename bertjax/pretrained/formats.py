@@ -74,9 +74,14 @@ def locate(source: str | Path, **hub_options: Any) -> Path:
     return _locate(source, patterns, hub_options)
 
 
+def locate_files(source: str | Path, **hub_options: Any) -> Path:
+    """As `locate`, but of a model of the hub all is downloaded but the weights."""
+    return _locate(source, (), hub_options)
+
+
 def locate_tokenizer(source: str | Path, **hub_options: Any) -> Path:
     """Return the directory of a model's tokenizer files; of the hub, only these are downloaded."""
-    path = _locate(source, (), hub_options)
+    path = locate_files(source, **hub_options)
     if (path / run_dir.MODEL).is_dir() and (path / run_dir.CHECKPOINTS).is_dir():
         return path / run_dir.MODEL
     return path if path.is_dir() else path.parent
@@ -143,9 +148,9 @@ def find_config(path: Path) -> BertConfig:
     """
     if (path / run_dir.CHECKPOINTS).is_dir():
         if (path / run_dir.MODEL).is_dir():
-            return BertConfig.from_pretrained(path / run_dir.MODEL)
+            return BertConfig.from_directory(path / run_dir.MODEL)
         return run_dir.model_config(path)
-    return BertConfig.from_pretrained(path if path.is_dir() else path.parent)
+    return BertConfig.from_directory(path if path.is_dir() else path.parent)
 
 
 def parse_size(size: str | int) -> int:

@@ -100,9 +100,12 @@ def load_pretrained(
             array = _read(tensors, found.sources, parts, leaf.shape, param_dtype)
             return _on_devices(array, sharding)
 
-        params = jax.tree_util.tree_map_with_path(
-            place, wanted, shardings, is_leaf=lambda x: x is None
-        )
+        leaves, tree = jax.tree.flatten_with_path(wanted)
+        targets = jax.tree.leaves(shardings, is_leaf=lambda x: x is None)
+        # The largest first: what reading it takes beside it is gone before the rest is there.
+        by_size = sorted(range(len(leaves)), key=lambda i: leaves[i][1].size, reverse=True)
+        placed = {i: place(*leaves[i], targets[i]) for i in by_size}
+        params = jax.tree.unflatten(tree, [placed[i] for i in range(len(leaves))])
     return model, params
 
 
@@ -115,11 +118,19 @@ def from_pretrained(source: str | Path, **options: Any) -> tuple[Any, dict[str, 
     """
     hub_names = ("revision", "token", "cache_dir", "local_files_only")
     path = formats.locate(source, **{n: options[n] for n in hub_names if n in options})
-    config = options.get("config") or formats.find_config(path)
+    name, attributes = find_class(path, options.get("config") or formats.find_config(path))
+    return load_pretrained(model_classes()[name], path, **attributes | options)
+
+
+def find_class(path: Path, config: BertConfig) -> tuple[str, dict[str, Any]]:
+    """Return the class name of the checkpoint at `path`, and the attributes that it needs.
+
+    Raises:
+      InputError: see `class_of`; or there are no weights.
+    """
     kind, file = formats.find_weights(path)
     with kind.module.open_tensors(file) as tensors:
-        name, attributes = class_of(config, tensors.shapes())
-    return load_pretrained(model_classes()[name], path, **attributes | options)
+        return class_of(config, tensors.shapes())
 
 
 def model_classes() -> dict[str, type[Any]]:

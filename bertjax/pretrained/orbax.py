@@ -89,7 +89,7 @@ def _config(path: Path) -> BertConfig | None:
     """Return the config that tells which heads are pruned: of the model, or of the run."""
     above = path.resolve().parents
     if (above[1] / "config.json").is_file():
-        return BertConfig.from_pretrained(above[1])
+        return BertConfig.from_directory(above[1])
     if above[2].name == run_dir.CHECKPOINTS and (above[3] / run_dir.CONFIG).is_file():
         return run_dir.model_config(above[3])
     return None
