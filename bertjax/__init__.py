@@ -30,6 +30,7 @@ _PUBLIC = {
     "TokenClassifierOutput": "outputs",
     "from_pretrained": "pretrained",
     "load_pretrained": "pretrained",
+    "pipeline": "pipelines",
     "save_pretrained": "pretrained",
 }
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         SequenceClassifierOutput,
         TokenClassifierOutput,
     )
+    from bertjax.pipelines import pipeline
     from bertjax.pretrained import from_pretrained, load_pretrained, save_pretrained
     from bertjax.run_config import FinetuneConfig, PretrainConfig
     from bertjax.task_heads import (
@@ -82,6 +84,7 @@ __all__ = [
     "TokenClassifierOutput",
     "from_pretrained",
     "load_pretrained",
+    "pipeline",
     "save_pretrained",
 ]
 

@@ -23,7 +23,11 @@ _BESIDE_WEIGHTS = (
     "added_tokens.json",
     "modules.json",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
+    "2_Dense/pytorch_model.bin",
 )
 
 

@@ -1,0 +1,145 @@
+"""Runs a model on rows of any lengths in few shapes, and counts the programs that are compiled."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import Mesh, NamedSharding
+
+from bertjax.data.bucketing import bucket_width
+from bertjax.data.features import Rows
+from bertjax.sharding import MESH_AXES, RULES, batch_sharding
+
+Numbers = npt.NDArray[np.int64]
+
+# Batches that are computed while the results of one are read.
+_AHEAD = 2
+
+# Tokens of a batch on a CPU: of more, the intermediate results do not stay in its caches, and rows
+# of unlike lengths are padded to one width.
+_CPU_TOKENS = 2048
+
+# Rows of the batches that are smaller than the largest: a single text does not pay for many.
+_FEW_ROWS = (1, 4, 16)
+
+
+class Runner:
+    """Runs one function of parameters and batches on all rows, sorted by length.
+
+    A batch is as wide as the bucket of its longest row (`bucket_width`) and of one of at most four
+    numbers of rows, so that as many programs are compiled as there are such shapes among the rows
+    and no more. Where the parameters lie on a mesh of `bertjax.sharding`, the rows of a batch are
+    split over its data axes.
+
+    Args:
+      compute: (params, batch, static) -> arrays [B, ...] or a tree of them; traced, so pure.
+      params: its first argument.
+      batch_size: rows of the largest batch; on a CPU, long rows come in smaller ones.
+      longest: width of the widest batch.
+
+    Attributes:
+      compilations: programs compiled so far. It grows where the function is traced and nowhere
+        else: what a call adds to it is what that call compiled.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Any, Mapping[str, Any], Any], Any],
+        params: Any,
+        *,
+        batch_size: int,
+        longest: int,
+    ) -> None:
+        def traced(params: Any, batch: Mapping[str, Any], static: Hashable) -> Any:
+            self.compilations += 1
+            return compute(params, batch, static)
+
+        self.compilations = 0
+        self._compute = jax.jit(traced, static_argnums=2)
+        self._params = params
+        self._longest = longest
+        self._mesh = _mesh_of(params)
+        on_cpu = self._mesh is None and jax.default_backend() == "cpu"
+        self._most_tokens = _CPU_TOKENS if on_cpu else math.inf
+        # A mesh divides the rows of a batch by so many.
+        ways = 1 if self._mesh is None else math.prod(self._mesh.shape[a] for a in RULES["batch"])
+        self._row_counts = sorted(
+            {-(-count // ways) * ways for count in (*_FEW_ROWS, batch_size) if count <= batch_size}
+        )
+
+    def __call__(
+        self,
+        rows: Rows,
+        *,
+        groups: npt.ArrayLike | None = None,
+        shared: Mapping[str, np.ndarray] | None = None,
+        static: Hashable = None,
+    ) -> Iterator[tuple[Numbers, Any]]:
+        """Yield (numbers of some rows, their results as numpy arrays) until all rows were there.
+
+        Args:
+          rows: the rows.
+          groups: a number for each row, [N]; rows of different groups share no batch.
+          shared: arrays that every batch holds beside its own.
+          static: third argument of the function; each value is compiled for apart.
+        """
+        pending: deque[tuple[Numbers, Any]] = deque()
+        for picked, count in self._cut(rows.lengths, groups):
+            width = bucket_width(int(rows.lengths[picked].max()), self._longest)
+            filled = np.concatenate([picked, np.full(count - len(picked), picked[0])])
+            pending.append((picked, self._dispatch(rows.batch(filled, width), shared, static)))
+            if len(pending) > _AHEAD:
+                yield _fetched(*pending.popleft())
+        while pending:
+            yield _fetched(*pending.popleft())
+
+    def _dispatch(
+        self, batch: dict[str, np.ndarray], shared: Mapping[str, np.ndarray] | None, static: Any
+    ) -> Any:
+        """Start the computation of a batch; the result is still being computed."""
+        if self._mesh is None:
+            return self._compute(self._params, {**batch, **(shared or {})}, static)
+        placed = jax.device_put(batch, batch_sharding(self._mesh))
+        with jax.set_mesh(self._mesh):
+            return self._compute(self._params, {**placed, **(shared or {})}, static)
+
+    def _cut(
+        self, lengths: npt.NDArray[np.int32], groups: npt.ArrayLike | None
+    ) -> Iterator[tuple[Numbers, int]]:
+        """Yield the rows of each batch, longest first, and the rows that it is filled up to."""
+        group = np.zeros(len(lengths), np.int64) if groups is None else np.asarray(groups)
+        order = np.lexsort((-lengths, group))
+        for part in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+            first = 0
+            while first < len(part):
+                width = bucket_width(int(lengths[part[first]]), self._longest)
+                count = self._row_count(len(part) - first, width)
+                yield part[first : first + count], count
+                first += count
+
+    def _row_count(self, left: int, width: int) -> int:
+        """Return the rows of the next batch: more than `left` only where half are not filling."""
+        counts = self._row_counts[:1]
+        counts += [c for c in self._row_counts[1:] if c * width <= self._most_tokens]
+        for count in counts:
+            if left <= count < 2 * left:
+                return count
+        return max((count for count in counts if count <= left), default=counts[0])
+
+
+def _fetched(picked: Numbers, results: Any) -> tuple[Numbers, Any]:
+    """Wait for a batch; leave out the rows that filled it up."""
+    return picked, jax.tree.map(lambda x: x[: len(picked)], jax.device_get(results))
+
+
+def _mesh_of(params: Any) -> Mesh | None:
+    """Return the mesh that the parameters lie on, where it is one of `bertjax.sharding`."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    if not isinstance(mesh, Mesh) or mesh.size == 1 or not set(MESH_AXES) <= set(mesh.axis_names):
+        return None
+    return mesh
