@@ -29,6 +29,9 @@ usage: bertjax COMMAND ...
 
   pretrain EXPERIMENT.py [--FIELD VALUE ...]   pretrain a BERT; run again, it goes on where it was
   finetune EXPERIMENT.py [--FIELD VALUE ...]   fine-tune a model on a task, score it
+  evaluate     MODEL [--data FILES ...]        score a fine-tuned run or model
+  predict      MODEL --data FILES [--output O] what it says: csv, jsonl, GLUE's and SQuAD's files
+  fill-mask    MODEL "a [MASK] text" ...       the words that fit, of any masked-language model
   build-vocab  --files TEXT... --output FILE   learn a WordPiece vocabulary from text
   build-corpus --files TEXT... --output DIR    tokenize text into a dataset for pretraining
   convert      SOURCE DESTINATION --to FORMAT  read any BERT checkpoint, write hf, flax, tf1, orbax
@@ -65,6 +68,9 @@ def _dispatch(arguments: list[str]) -> int:
     commands = {
         "pretrain": _pretrain,
         "finetune": _finetune,
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "fill-mask": _fill_mask,
         "build-vocab": _build_vocab,
         "build-corpus": _build_corpus,
         "convert": _convert,
@@ -102,7 +108,7 @@ def _finetune(arguments: list[str]) -> int:
 
 
 def _run(command: str, kind: type[Any], arguments: list[str]) -> int:
-    """Run the job of a command, which is called like its module, on an experiment file."""
+    """Run the job of a command on an experiment file."""
     if arguments in (["-h"], ["--help"]):
         parse(kind, arguments, f"bertjax {command} EXPERIMENT.py")
     if not arguments or arguments[0].startswith("-"):
@@ -112,9 +118,64 @@ def _run(command: str, kind: type[Any], arguments: list[str]) -> int:
         )
     default = load_experiment(arguments[0], kind)
     config = parse(kind, arguments[1:], f"bertjax {command} {arguments[0]}", default)
+    return _start(command, config)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from bertjax.inference_config import EvaluateConfig
+
+    return _infer("evaluate", EvaluateConfig, arguments)
+
+
+def _predict(arguments: list[str]) -> int:
+    from bertjax.inference_config import PredictConfig
+
+    return _infer("predict", PredictConfig, arguments)
+
+
+def _infer(command: str, kind: type[Any], arguments: list[str]) -> int:
+    """Run the job of a command on a model; a fine-tuning run brings the settings of its task."""
+    if arguments in (["-h"], ["--help"]):
+        parse(kind, arguments, f"bertjax {command}")
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(
+            f"usage: bertjax {command} MODEL [--FIELD VALUE ...]: the run directory, model "
+            "directory or hub name comes first"
+        )
+    from bertjax.run_dir import task_config
+
+    model = arguments[0]
+    settings = task_config(Path(model))
+    default = kind(model, **({"task": settings} if settings else {}))
+    return _start(command, parse(kind, arguments, f"bertjax {command}", default))
+
+
+def _fill_mask(arguments: list[str]) -> int:
+    from bertjax.inference_config import FillMaskConfig
+
+    config = parse(FillMaskConfig, arguments, "bertjax fill-mask")
+    from bertjax import compilation_cache, pipelines
+
+    compilation_cache.enable()
+    fill = pipelines.FillMaskPipeline.from_pretrained(config.model)
+    texts = list(config.text)
+    filled = fill(texts, top_k=config.top_k, targets=config.targets or None)
+    for text, guesses in zip(texts, filled, strict=True):
+        places = guesses if isinstance(guesses[0], list) else [guesses]  # one list for each [MASK]
+        for place in places:
+            print(text)
+            for guess in place:
+                print(f"  {100 * guess['score']:5.1f} %  {guess['token_str']}")
+    return 0
+
+
+def _start(command: str, config: Any) -> int:
+    """Run the job of a command, which is called like its module."""
     job = importlib.import_module(f"bertjax.{command}")
+    from bertjax import compilation_cache
     from bertjax.fit import NonFiniteError, StoppedBySignalError
 
+    compilation_cache.enable()
     try:
         job.run(config)
     except StoppedBySignalError as stopped:

@@ -29,7 +29,7 @@ def enable(directory: str | os.PathLike[str] | None = None) -> Path | None:
     Returns:
       The directory, or None where JAX has one of its own.
     """
-    if directory is None and jax.config.jax_compilation_cache_dir:
+    if directory is None and getattr(jax.config, "jax_compilation_cache_dir", None):
         return None
     if directory is None:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

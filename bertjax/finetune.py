@@ -1,8 +1,8 @@
 """The fine-tuning job: from a `FinetuneConfig` to a scored model that others load."""
 
 import dataclasses
-import math
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import bertjax
-from bertjax import pretrained, run_dir, sharding
+from bertjax import pretrained, run_dir, seeds, sharding
 from bertjax.checkpoint import Checkpoints
 from bertjax.config import BertConfig
 from bertjax.data.bucketing import steps_per_epoch, training_batches
@@ -20,31 +20,23 @@ from bertjax.data.task_data import TaskData
 from bertjax.data.tasks import Task
 from bertjax.errors import InputError
 from bertjax.fit import Window, fit
+from bertjax.keeper import Best, Keeper
 from bertjax.objectives import FinetuningObjective
 from bertjax.optimizer import learning_rate_schedule, optimizer
-from bertjax.pretrained import formats
-from bertjax.report import Report, draw_curves, read_metrics, say
+from bertjax.pretrained import abstract_params, formats
+from bertjax.report import OF_ONE_SEED, Report, draw_curves, read_metrics, say
 from bertjax.run_config import FinetuneConfig, OptimizerConfig
-from bertjax.scoring import Scorer, score
 from bertjax.sharding import check_batch_size, global_batch, host_rows, make_mesh, state_shardings
 from bertjax.splits import Split, configured_task, read_split
 from bertjax.tokenizer import BertTokenizer
-from bertjax.train import Batch, TrainState, abstract_state, make_train_step, new_state
-
-
-@dataclasses.dataclass
-class Best:
-    """The best evaluation so far; it is part of every checkpoint.
-
-    Attributes:
-      step: steps done then.
-      score: the task's first metric.
-      since: evaluations since then.
-    """
-
-    step: int = 0
-    score: float = -math.inf
-    since: int = 0
+from bertjax.train import (
+    Batch,
+    StepFunction,
+    TrainState,
+    abstract_state,
+    make_train_step,
+    new_state,
+)
 
 
 def run(config: FinetuneConfig) -> None:
@@ -59,9 +51,7 @@ def run(config: FinetuneConfig) -> None:
         sharding.join_hosts()
     first_process = jax.process_index() == 0
     mesh = make_mesh(config.mesh)
-    check_batch_size(mesh, config.batch_size, config.accumulation_steps)
-    if not config.init_from:
-        raise InputError("init_from: name the model to start from (directory, run, or hub name)")
+    _check(config, mesh)
     directory = run_dir.check(config)
     if (directory / run_dir.DONE).is_file():
         say(f"{directory}: done already; nothing to do")
@@ -71,108 +61,55 @@ def run(config: FinetuneConfig) -> None:
     train, held_out = _read_splits(config, task, tokenizer)
     per_epoch = steps_per_epoch(train.rows, config.batch_size)
     steps = max(1, round(config.epochs * per_epoch))
-    rule = _with_warmup(config, steps)
+    objective = _objective(config, task, train.data)
+    rule = _rule(config, steps)
     tx = optimizer(rule, steps)
-    model_config = _model_config(config, task, train.data)
-    model = getattr(bertjax, task.head)(model_config, dtype=jnp.dtype(config.dtype))
-    objective = FinetuningObjective(model)
     shardings = state_shardings(abstract_state(objective, tx), mesh)
     checkpoints = Checkpoints(directory / run_dir.CHECKPOINTS, config.checkpoint)
-    state, start, best = _start_state(config, objective, tx, mesh, shardings, checkpoints)
+    state, start, bests = _start_state(config, objective, tx, mesh, shardings, checkpoints)
     if first_process:
         run_dir.claim(config)
-    step_function = make_train_step(
-        objective,
-        tx,
-        mesh,
-        shardings,
-        seed=config.seed + 1,  # another stream than that of the new head
-        accumulation_steps=config.accumulation_steps,
-    )
-    keeper = _Keeper(config, model, tokenizer, held_out, mesh, shardings.params, best)
+    keeper = Keeper(config, objective, tokenizer, held_out, mesh, shardings.params, bests)
     schedule = jax.jit(learning_rate_schedule(rule, steps))
     with Report(directory, steps=steps, first_step=start, enabled=first_process) as report:
         state = fit(
             state,
-            step_function,
+            _step_function(config, objective, tx, mesh, shardings, rule.freeze),
             _global_batches(config, train, mesh, start),
             start=start,
-            steps=steps,
-            window=Window({"sequences": config.batch_size}, None, 0),
+            steps=start if keeper.enough() else steps,
+            window=Window({"sequences": config.batch_size * config.seeds}, None, 0),
             learning_rate=lambda step: float(schedule(step)),
             log_every=config.log_every,
             eval_every=(config.eval_every or per_epoch) if held_out else 0,
             save_every=config.checkpoint.every,
             evaluate=keeper.evaluate,
             checkpoints=checkpoints,
-            position=lambda step: {"rows": step * config.batch_size, **dataclasses.asdict(best)},
+            position=lambda step: {
+                "rows": step * config.batch_size,
+                "bests": [dataclasses.asdict(best) for best in bests],
+            },
             report=report,
             enough=keeper.enough,
         )
         if held_out and not keeper.enough():
-            report.write(int(state.step), "eval", keeper.evaluate(state))
+            report.write(steps, "eval", keeper.evaluate(state))
     if not held_out:
         keeper.export(state, {})
     if first_process:
-        _finish(directory, task, best if held_out else None)
+        _finish(config, task, bests if held_out else [])
     checkpoints.close()
 
 
-class _Keeper:
-    """Scores the held-out split, and exports the model whenever it is the best one."""
-
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        model: Any,
-        tokenizer: BertTokenizer,
-        held_out: Split | None,
-        mesh: Mesh,
-        shardings: Any,
-        best: Best,
-    ) -> None:
-        self._config = config
-        self._model = model
-        self._tokenizer = tokenizer
-        self._held_out = held_out
-        self._best = best
-        longest = config.task.sequence_length
-        self._scorer = Scorer(
-            FinetuningObjective(model), mesh, shardings, config.batch_size, longest
+def _check(config: FinetuneConfig, mesh: Mesh) -> None:
+    check_batch_size(mesh, config.batch_size, config.accumulation_steps)
+    seeds.check_mesh(config.all_seeds, mesh)
+    if not config.init_from:
+        raise InputError("init_from: name the model to start from (directory, run, or hub name)")
+    if config.seeds > 1 and not config.task.validation:
+        raise InputError(
+            f"seeds {config.seeds}: name task.validation, by which the best of them is found"
         )
-
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Return the task's metrics on the held-out split."""
-        split = self._held_out
-        assert split is not None
-        logits = self._scorer.logits(state.params, split.rows)
-        scores = score(split.data, split.rows, logits).scores
-        value = next(iter(scores.values()))  # that of the metric which selects
-        if value > self._best.score:
-            self._best.step, self._best.score, self._best.since = int(state.step), value, 0
-            self.export(state, scores)
-        else:
-            self._best.since += 1
-        return scores
-
-    def enough(self) -> bool:
-        """Whether the score has not risen for as long as the config has patience."""
-        return 0 < self._config.patience <= self._best.since
-
-    def export(self, state: TrainState, scores: dict[str, float]) -> None:
-        """Write the model as it is now to the run directory."""
-        params = sharding.whole_on_host(state.params)
-        if jax.process_index() > 0:
-            return
-        config = self._config
-        facts = {
-            "Fine-tuned from": config.init_from,
-            "Task": config.task.name,
-            "Step": int(state.step),
-            **{name: f"{value:.4f}" for name, value in scores.items()},
-        }
-        directory = Path(config.run_dir) / run_dir.MODEL
-        pretrained.save_pretrained(directory, self._model, params, self._tokenizer, facts=facts)
 
 
 def _read_splits(
@@ -182,10 +119,25 @@ def _read_splits(
     if not settings.train:
         raise InputError("task.train: name the training split's files, or tfds")
     read = partial(read_split, task, settings, tokenizer=tokenizer, skip_bad=config.skip_bad)
-    train = read(settings.train, "train")
+    train = read(settings.train, "train", most=config.max_train_examples)
     if not settings.validation:
         return train, None
     return train, read(settings.validation, "validation", labels=train.data.labels)
+
+
+def _objective(config: FinetuneConfig, task: Task, data: TaskData) -> FinetuningObjective:
+    """Return the model, with adapters where the config has them."""
+    model = getattr(bertjax, task.head)(
+        _model_config(config, task, data), dtype=jnp.dtype(config.dtype)
+    )
+    if config.lora.rank == 0:
+        return FinetuningObjective(model)
+    params = abstract_params(model)
+    above = [name for name in params if name != "bert"]
+    if "pooler" in params["bert"]:
+        above.append("bert/pooler")
+    full = (*above, *config.lora.full)
+    return FinetuningObjective(model, dataclasses.replace(config.lora, full=full))
 
 
 def _model_config(config: FinetuneConfig, task: Task, data: TaskData) -> BertConfig:
@@ -205,11 +157,30 @@ def _model_config(config: FinetuneConfig, task: Task, data: TaskData) -> BertCon
     )
 
 
-def _with_warmup(config: FinetuneConfig, steps: int) -> OptimizerConfig:
+def _rule(config: FinetuneConfig, steps: int) -> OptimizerConfig:
+    """Return the optimizer's settings, with the warmup and with what adapters freeze."""
     rule = config.optimizer
-    if rule.warmup_steps:
-        return rule
-    return dataclasses.replace(rule, warmup_steps=round(config.warmup_share * steps))
+    if not rule.warmup_steps:
+        rule = dataclasses.replace(rule, warmup_steps=round(config.warmup_share * steps))
+    if config.lora.rank:
+        rule = dataclasses.replace(rule, freeze=("base", *rule.freeze))
+    return rule
+
+
+def _step_function(
+    config: FinetuneConfig,
+    objective: FinetuningObjective,
+    tx: Any,
+    mesh: Mesh,
+    shardings: TrainState,
+    freeze: Sequence[str],
+) -> StepFunction:
+    options: dict[str, Any] = {"accumulation_steps": config.accumulation_steps, "freeze": freeze}
+    # Another stream than that of the new head.
+    of_dropout = [seed + 1 for seed in config.all_seeds]
+    if config.seeds == 1:
+        return make_train_step(objective, tx, mesh, shardings, seed=of_dropout[0], **options)
+    return seeds.make_seeds_step(objective, tx, mesh, shardings, seeds=of_dropout, **options)
 
 
 def _start_state(
@@ -219,57 +190,107 @@ def _start_state(
     mesh: Mesh,
     shardings: TrainState,
     checkpoints: Checkpoints,
-) -> tuple[TrainState, int, Best]:
-    """Return the state to go on from, the steps done, and the best evaluation until then."""
+) -> tuple[TrainState, int, list[Best]]:
+    """Return the state to go on from, the steps done, and the best evaluations until then.
+
+    The state is that of one run, or several seeds' stacked; `shardings` fit both.
+    """
+    abstract = abstract_state(objective, tx)
+    if config.seeds > 1:
+        abstract = jax.eval_shape(seeds.stack, [abstract] * config.seeds)
     placed = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        abstract_state(objective, tx),
+        abstract,
         shardings,
     )
     restored = checkpoints.restore(placed)
     if restored is not None:
         state, position = restored
-        say(f"going on from step {int(state.step)}")
-        best = Best(**{field.name: position[field.name] for field in dataclasses.fields(Best)})
-        return state, int(state.step), best
+        start = position["rows"] // config.batch_size
+        say(f"going on from step {start}")
+        return state, start, [Best(**best) for best in position["bests"]]
+    states = [
+        _first_state(config, objective, tx, mesh, shardings, seed) for seed in config.all_seeds
+    ]
+    state = states[0] if config.seeds == 1 else seeds.stack(states)
+    return state, 0, [Best() for _ in config.all_seeds]
+
+
+def _first_state(
+    config: FinetuneConfig,
+    objective: FinetuningObjective,
+    tx: Any,
+    mesh: Mesh,
+    shardings: TrainState,
+    seed: int,
+) -> TrainState:
+    """Return the state before the first step: the model's parameters under a new head."""
+    key = jax.random.key(seed)
+    adapted = objective.lora is not None
     model = objective.model
     _, params = pretrained.load_pretrained(
         type(model),
         config.init_from,
         config=model.config,
-        shardings=shardings.params,
-        key=jax.random.key(config.seed),
+        shardings=shardings.params["base"] if adapted else shardings.params,
+        key=key,
         ignore_mismatched_sizes=True,  # a head of another task's labels
     )
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda p: new_state(p, tx), out_shardings=shardings)(params)
-    return state, 0, Best()
+        start = jax.jit(lambda p: new_state(objective.adapted(p, key), tx), out_shardings=shardings)
+        return start(params)
 
 
 def _global_batches(
     config: FinetuneConfig, train: Split, mesh: Mesh, start: int
 ) -> Iterator[Batch]:
-    first, last = host_rows(mesh, config.batch_size)
     longest = config.task.sequence_length
-    for batch in training_batches(
-        train.rows, config.batch_size, longest, seed=config.seed, start=start
-    ):
+    streams = [
+        training_batches(train.rows, config.batch_size, longest, seed=seed, start=start)
+        for seed in config.all_seeds
+    ]
+    if config.seeds > 1:
+        for batch in seeds.stacked_batches(streams):
+            yield global_batch(batch, mesh, config.seeds)
+        return
+    first, last = host_rows(mesh, config.batch_size)
+    for batch in streams[0]:
         mine = {name: array[first:last] for name, array in batch.items()}
         yield global_batch(mine, mesh, config.batch_size)
 
 
-def _finish(directory: Path, task: Task, best: Best | None) -> None:
-    scores = list(_score_names(directory))
-    curves = draw_curves(directory, scores[:2])
+def _finish(config: FinetuneConfig, task: Task, bests: Sequence[Best]) -> None:
+    directory = Path(config.run_dir)
+    names = list(_score_names(directory))
+    curves = draw_curves(directory, names[:2])
     (directory / run_dir.DONE).write_text("")
-    if best is not None:
-        say(f"{task.name}: best {scores[0]} {best.score:.4f} at step {best.step}")
+    if bests:
+        say(f"{task.name}: {_result(names[0], bests, config.all_seeds)}")
     say(f"model: {directory / run_dir.MODEL}; curves: {curves}")
+
+
+def _result(name: str, bests: Sequence[Best], of: Sequence[int]) -> str:
+    """Say how well the run did; the deviation is that of a sample."""
+    # Of equal ones the first, which is what the keeper has.
+    best, seed = max(zip(bests, of, strict=True), key=lambda pair: (pair[0].score, -pair[0].step))
+    if len(bests) == 1:
+        return f"best {name} {best.score:.4f} at step {best.step}"
+    values = [one.score for one in bests]
+    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    return (
+        f"{name} {mean:.4f} +- {deviation:.4f} over {len(bests)} seeds; "
+        f"the best {best.score:.4f}, of seed {seed} at step {best.step}"
+    )
 
 
 def _score_names(directory: Path) -> Iterator[str]:
     """Yield the names of the scores, in their order."""
     for line in read_metrics(directory):
         if line["split"] == "eval":
-            yield from (name for name in line if name not in ("step", "split", "time"))
+            of_all = [name for name in line if not OF_ONE_SEED.search(name)]
+            yield from (
+                name
+                for name in of_all
+                if name not in ("step", "split", "time") and not name.endswith("_std")
+            )
             return

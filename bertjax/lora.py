@@ -30,6 +30,7 @@ from safetensors.numpy import save_file
 
 from bertjax.config import BertConfig
 from bertjax.errors import InputError
+from bertjax.lora_config import LoraConfig
 from bertjax.partition import is_stacked, select
 from bertjax.pretrained import names
 from bertjax.pretrained.safetensors import open_tensors
@@ -65,35 +66,6 @@ _HARMLESS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Where adapters sit and how strong they are (Hu et al., arXiv 2106.09685).
-
-    Raises:
-      InputError: a rank or alpha that is not positive.
-    """
-
-    rank: int = 8
-    """Columns of the first factor and rows of the second."""
-    alpha: float = 8.0
-    """The factors' product counts alpha / rank times."""
-    targets: tuple[str, ...] = ("query", "value")
-    """Patterns of the kernels that get adapters, see `bertjax.partition`."""
-    full: tuple[str, ...] = ()
-    """Patterns of parameters that are trained as a whole, such as a new classifier."""
-    rank_stabilized: bool = False
-    """Count alpha / sqrt(rank) times (Kalajdzievski, arXiv 2312.03732)."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 < self.alpha < math.inf:
-            raise InputError(f"rank {self.rank} and alpha {self.alpha} must be positive")
-
-    @property
-    def scale(self) -> float:
-        """Factor of the product."""
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
-
-
 def init(key: jax.Array, params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
     """Make adapters that change nothing yet.
 
@@ -109,12 +81,14 @@ def init(key: jax.Array, params: Mapping[str, Any], config: LoraConfig) -> dict[
       A tree of the dtypes of `params`; small enough to be replicated over devices.
 
     Raises:
-      InputError: a pattern that matches nothing, or some of the layers of a kernel.
+      InputError: no rank, a pattern that matches nothing, or some of the layers of a kernel.
     """
+    if config.rank < 1:
+        raise InputError("lora: adapters need a rank of at least 1; got 0")
     flat = dict(names.parameters(params))
     kernels = {path: leaf for path, leaf in flat.items() if path.endswith("/kernel")}
-    chosen = select(kernels, config.targets, "targets") if config.targets else {}
-    whole = select(flat, config.full, "full") if config.full else {}
+    chosen = select(kernels, config.targets, "lora.targets") if config.targets else {}
+    whole = select(flat, config.full, "lora.full") if config.full else {}
     adapters = {path: jnp.array(flat[path]) for path in _all_layers(whole)}
     targets = [path for path in _all_layers(chosen) if path not in adapters]
     for path, sub_key in zip(targets, jax.random.split(key, max(1, len(targets))), strict=False):

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bertjax import lora
 from bertjax.heads import BertForPreTraining
+from bertjax.lora_config import LoraConfig
 from bertjax.losses import (
     IGNORE_INDEX,
     LossSum,
@@ -84,13 +86,30 @@ class FinetuningObjective:
 
     Attributes:
       model: any of the classes with a head and labels.
+      lora: where adapters sit; None without any. With them the parameters are two trees, `base`,
+        which should be frozen, and `adapters`.
     """
 
     model: Any
+    lora: LoraConfig | None = None
 
     def init(self, key: jax.Array) -> Any:
         """Return fresh parameters."""
-        return self.model.init(key, self.model.init_ids)["params"]
+        return self.adapted(self.model.init(key, self.model.init_ids)["params"], key)
+
+    def adapted(self, params: Any, key: jax.Array) -> Any:
+        """Return the parameters that a model's own become: with new adapters, or as they are."""
+        if self.lora is None:
+            return params
+        # Another stream than that of a new head.
+        adapters = lora.init(jax.random.fold_in(key, 1), params, self.lora)
+        return {"base": params, "adapters": adapters}
+
+    def merged(self, params: Any) -> Any:
+        """Return the model's own parameters: with the adapters added, or as they are."""
+        if self.lora is None:
+            return params
+        return lora.merge(params["base"], params["adapters"], self.lora)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the number of rows, or of tagged words."""
@@ -127,7 +146,7 @@ class FinetuningObjective:
     def outputs(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Any:
         """Return the model's output for a batch."""
         return self.model.apply(
-            {"params": params},
+            {"params": self.merged(params)},
             batch["input_ids"],
             batch["attention_mask"],
             batch["token_type_ids"],

@@ -98,6 +98,46 @@ def _hint(parts: list[str], paths: list[str]) -> str:
     return f"paths look like {', '.join(paths[:: max(1, len(paths) // 3)][:3])}"
 
 
+def split(params: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
+    """Split a tree into what learns and what `freeze` keeps, each with None at the other's places.
+
+    A loss is differentiated by the first alone, so that nothing is computed for the second. Stacked
+    parameters of which some layers are frozen are among the first.
+
+    Raises:
+      InputError: see `select`.
+    """
+    frozen = select(params, patterns, "freeze")
+
+    def part(kept: bool) -> Any:
+        return jax.tree.map(
+            lambda leaf, hit: leaf if (hit is True) == kept else None, params, frozen
+        )
+
+    return part(False), part(True)
+
+
+def join(trained: Any, frozen: Any) -> Any:
+    """Undo `split`."""
+    return jax.tree.map(
+        lambda one, other: other if one is None else one,
+        trained,
+        frozen,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def hold(updates: Any, patterns: Sequence[str]) -> Any:
+    """Set updates of frozen layers to zero; parameters that are frozen whole are left alone."""
+
+    def still(update: jax.Array, frozen: bool | np.ndarray) -> jax.Array:
+        if isinstance(frozen, bool):
+            return update
+        return jnp.where(_along_layers(frozen, update), 0.0, update)
+
+    return jax.tree.map(still, updates, select(updates, patterns, "freeze"))
+
+
 def freeze(
     transformation: optax.GradientTransformation, patterns: Sequence[str]
 ) -> optax.GradientTransformation:
@@ -117,18 +157,11 @@ def freeze(
             select(params, patterns, "freeze"),
         )
 
-    def hold(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
-        def still(update: jax.Array, frozen: bool | np.ndarray) -> jax.Array:
-            if isinstance(frozen, bool):
-                return update
-            return jnp.where(_along_layers(frozen, update), 0.0, update)
-
-        return jax.tree.map(still, updates, select(updates, patterns, "freeze"))
-
+    still = optax.stateless(lambda updates, _: hold(updates, patterns))
     return optax.chain(
-        optax.stateless(hold),
+        still,
         optax.partition({"trained": transformation, "frozen": optax.set_to_zero()}, labels),
-        optax.stateless(hold),
+        still,
     )
 
 

@@ -97,6 +97,7 @@ def run(config: PretrainConfig) -> None:
         seed=config.seed + 1,  # another stream than that of the initial parameters
         accumulation_steps=config.accumulation_steps,
         skip_nonfinite=config.skip_nonfinite > 0,
+        freeze=config.optimizer.freeze,
     )
     held_out = HeldOut(config, data, objective, mesh, shardings)
     schedule = jax.jit(learning_rate_schedule(config.optimizer, config.train_steps))

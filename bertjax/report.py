@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 METRICS = "metrics.jsonl"
+
+# What a score of one seed of several is called at the end; it is written, but not printed.
+OF_ONE_SEED = re.compile(r"_seed\d+$")
 
 
 def say(text: str) -> None:
@@ -94,7 +98,8 @@ class Report:
         if split == "train":
             self._bar.set_postfix_str(progress_text(values), refresh=True)
         else:
-            say(f"step {step}: held-out " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+            told = [f"{k} {v:.4g}" for k, v in values.items() if not OF_ONE_SEED.search(k)]
+            say(f"step {step}: held-out " + ", ".join(told))
 
     def _write_event(self, **fields: Any) -> None:
         self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())

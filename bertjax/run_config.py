@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 import tyro
 
 from bertjax.config import BertConfig
+from bertjax.data.tasks import FileLayout, Scheme
 from bertjax.errors import InputError
+from bertjax.lora_config import LoraConfig
 
 Layout = Literal["sentences", "paragraphs", "book", "jsonl"]
 SentenceTask = Literal["nsp", "sop", "none"]
@@ -289,9 +291,25 @@ class TaskConfig:
     validation: tuple[str, ...] = ()
     """Split that scores are from; if empty, there are none."""
     text_columns: tuple[str, ...] = ()
-    """Your own tables: column of the text, or of the two of a pair."""
-    label_column: str = "label"
+    """Your own tables: column of the text, or of the two of a pair. What is not named here and
+    below is called as in the task."""
+    label_column: str = ""
     """Your own tables: column of the label."""
+    label_columns: tuple[str, ...] = ()
+    """Your own tables with several labels a row: a column for each label, 0 or 1 in it."""
+    choice_columns: tuple[str, ...] = ()
+    """Your own multiple choices: column of each choice, or one that holds a list of them."""
+    id_column: str = ""
+    """Your own tables: column that names the example in predictions."""
+    layout: FileLayout | None = None
+    """Layout of the files, where it is not the task's: by_name goes by the suffix, lines has one
+    text a line."""
+    scheme: Scheme | None = None
+    """How tags mark entities, where it is not as in the task; plain takes tags as they are."""
+    word_column: int | None = None
+    """Column of the words in CoNLL files, counted from 0, or from -1 at the end."""
+    tag_column: int | None = None
+    """Column of the tags, likewise."""
     sequence_length: int = 128
     """Longest row in tokens; longer texts are cut, contexts of questions cut into windows."""
     doc_stride: int = 128
@@ -319,6 +337,10 @@ class FinetuneConfig:
     """Leave out, count and list bad examples instead of stopping at the first."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
     """The optimizer."""
+    lora: LoraConfig = LoraConfig(rank=0)
+    """Adapters, where lora.rank is not 0: the embeddings and the encoder stay as they are, adapters
+    and all that is above the encoder learn. model/ has the adapters merged, adapter/ holds them in
+    peft's files."""
     warmup_share: float = 0.1
     """Share of the steps that the learning rate rises over, where optimizer.warmup_steps is 0."""
     mesh: MeshConfig = MeshConfig()
@@ -333,21 +355,33 @@ class FinetuneConfig:
     """Parts that the batch is worked through in, one after the other, to save memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters and optimizer state are always float32."""
+    max_train_examples: int = 0
+    """Train on this many examples, drawn at random whatever the seed; 0 takes all."""
     seed: int = 0
     """Seed of the new head, the data order and dropout."""
+    seeds: int = 1
+    """Runs with the seeds `seed`, `seed + 1`, ... at once on one device; scores are their means and
+    standard deviations, model/ is the best of all."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     eval_every: int = 0
     """Steps between evaluations; 0 evaluates after every epoch."""
     patience: int = 0
-    """Stop after this many evaluations in a row without a better score; 0 never does."""
+    """Stop after this many evaluations in a row without a better score; 0 never does. Of several
+    seeds each stops to count then, and the run with the last."""
     distributed: bool = False
     """Call jax.distributed.initialize() first: several hosts (TPU pods, SLURM, GKE)."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation_steps", "log_every"):
+        for name in ("batch_size", "accumulation_steps", "log_every", "seeds"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.max_train_examples < 0:
+            raise InputError(
+                f"max_train_examples must be positive, or 0 for all; got {self.max_train_examples}"
+            )
+        if self.lora.rank == 0 and self.lora != LoraConfig(rank=0):
+            raise InputError("lora: give the adapters' rank too, such as --lora.rank 8")
         if self.epochs <= 0:
             raise InputError(f"epochs must be positive; got {self.epochs}")
         if not 0 <= self.warmup_share < 1:
@@ -357,6 +391,11 @@ class FinetuneConfig:
                 f"batch_size {self.batch_size} is not divisible by accumulation_steps "
                 f"{self.accumulation_steps}"
             )
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds of the runs."""
+        return range(self.seed, self.seed + self.seeds)
 
 
 def google_profile(config: PretrainConfig) -> PretrainConfig:

@@ -8,13 +8,14 @@ from typing import Any
 
 from bertjax.config import BertConfig
 from bertjax.errors import InputError
-from bertjax.run_config import FinetuneConfig, PretrainConfig
+from bertjax.run_config import FinetuneConfig, PretrainConfig, TaskConfig
 
 CONFIG = "config.json"
 VOCAB = "vocab.txt"
 CHECKPOINTS = "checkpoints"
 DATASET = "dataset"
 MODEL = "model"
+ADAPTER = "adapter"
 DONE = "DONE"
 
 RunConfig = PretrainConfig | FinetuneConfig
@@ -68,9 +69,15 @@ def model_config(directory: Path) -> BertConfig:
     """Return the architecture of the run in `directory`.
 
     Raises:
-      InputError: its config.json is damaged.
+      InputError: its config.json is damaged, or is that of a fine-tuning run, which has no model
+        before its first evaluation.
     """
     path = directory / CONFIG
+    if task_config(directory) is not None:
+        raise InputError(
+            f"{directory}: this fine-tuning run has no {MODEL}/ yet: it is written at the first "
+            "evaluation; let the run go on until then"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))["model"]
         known = {field.name for field in dataclasses.fields(BertConfig)}
@@ -79,6 +86,23 @@ def model_config(directory: Path) -> BertConfig:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not the {CONFIG} of a run ({error})") from error
+
+
+def task_config(directory: Path) -> TaskConfig | None:
+    """Return the task of the fine-tuning run in `directory`; None where there is no such run.
+
+    Raises:
+      InputError: the settings of the task are impossible.
+    """
+    try:
+        values = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        settings = values["task"] if "run_dir" in values else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(settings, dict):
+        return None
+    known = {field.name for field in dataclasses.fields(TaskConfig)}
+    return TaskConfig(**{k: _as_tuple(v) for k, v in settings.items() if k in known})
 
 
 def _as_tuple(value: Any) -> Any:

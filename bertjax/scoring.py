@@ -1,6 +1,7 @@
 """What a fine-tuned model says of a split, and how well: every example once, on any mesh."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -9,8 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
 
-from bertjax.data.answers import n_best_answers
+from bertjax.config import BertConfig
+from bertjax.data.answers import Predictions, n_best_answers
 from bertjax.data.bucketing import evaluation_batches
 from bertjax.data.examples import ChoiceExample, QuestionExample, TaggedExample, TextExample
 from bertjax.data.features import QuestionRows, Rows, TextRows
@@ -23,6 +26,8 @@ from bertjax.train import Batch
 
 # Below any score, for columns that a row does not have.
 _NOTHING = -1e9
+# A further key of a model's config.json.
+_NULL_THRESHOLD = "null_threshold"
 
 
 class Scorer:
@@ -59,8 +64,17 @@ class Scorer:
         self._batch_size = batch_size
         self._longest = longest
 
-    def logits(self, params: Any, rows: Rows) -> tuple[list[np.ndarray], ...]:
-        """Return the model's scores of every row, in order; of tokens, as many as the row has."""
+    def logits(
+        self, params: Any, rows: Rows, progress: bool = False
+    ) -> tuple[list[np.ndarray], ...]:
+        """Return the model's scores of every row, in order; of tokens, as many as the row has.
+
+        Args:
+          params: the parameters.
+          rows: what the model reads.
+          progress: whether to show a progress bar, on a terminal.
+        """
+        bar = tqdm(total=len(rows), unit="row", leave=False, disable=None if progress else True)
         start, stop = host_rows(self._mesh, self._batch_size)
         found: tuple[list[np.ndarray], ...] = ()
         for picked, batch in evaluation_batches(rows, self._batch_size, self._longest):
@@ -73,6 +87,8 @@ class Scorer:
                 of_tokens = len(outputs) == 2 or scores.ndim == 3
                 for row, length, values in zip(picked, lengths, scores, strict=False):
                     store[row] = values[:length] if of_tokens else values
+            bar.update(len(picked))
+        bar.close()
         return found
 
 
@@ -84,16 +100,31 @@ class Scored:
       predictions: one for each example, in order: class ids, numbers, probabilities of the labels,
         tag ids of every word, or texts of answers.
       scores: the task's metrics, the selecting one first; empty where labels are unknown.
+      answers: of questions, all that was considered; else None.
     """
 
     predictions: list[Any]
     scores: dict[str, float]
+    answers: Predictions | None = None
 
 
-def score(data: TaskData, rows: TextRows | QuestionRows, logits: tuple[Any, ...]) -> Scored:
-    """Turn logits into predictions, and compare them with the labels."""
+def score(
+    data: TaskData,
+    rows: TextRows | QuestionRows,
+    logits: tuple[Any, ...],
+    null_threshold: float = 0.0,
+) -> Scored:
+    """Turn logits into predictions, and compare them with the labels.
+
+    Args:
+      data: the examples.
+      rows: what the model read of them.
+      logits: what it said, from `Scorer.logits`.
+      null_threshold: odds above which a question has no answer, where there are no labels to find
+        the best threshold by.
+    """
     if isinstance(rows, QuestionRows):
-        return _answers(data, rows, logits)
+        return _answers(data, rows, logits, null_threshold)
     predictions = _predictions(data, rows, logits[0])
     references = _references(data)
     scores: dict[str, float] = {}
@@ -102,30 +133,67 @@ def score(data: TaskData, rows: TextRows | QuestionRows, logits: tuple[Any, ...]
     return Scored(predictions, scores)
 
 
+def with_null_threshold(config: BertConfig, threshold: float) -> BertConfig:
+    """Return a model's config with the no-answer threshold that it was tuned to."""
+    other = dict(config.other) | {_NULL_THRESHOLD: json.dumps(threshold)}
+    return dataclasses.replace(config, other=tuple(sorted(other.items())))
+
+
+def null_threshold(config: BertConfig) -> float | None:
+    """Return the no-answer threshold of a model's config, None if it has none."""
+    text = dict(config.other).get(_NULL_THRESHOLD)
+    return None if text is None else float(json.loads(text))
+
+
+def probabilities(
+    data: TaskData, rows: TextRows, logits: Sequence[np.ndarray]
+) -> list[np.ndarray] | None:
+    """Return the probabilities of the labels or choices, [L], or of every word's tags, [words, L].
+
+    A word that the row does not hold has NaN. Numbers have no probabilities: None.
+    """
+    family = data.task.family
+    if family == "regression":
+        return None
+    if family == "multi_label":
+        return [1 / (1 + np.exp(-row)) for row in logits]
+    if family == "token_classification":
+        logits = _by_word(data, rows, logits)
+    return [_softmax(row) for row in logits]
+
+
 def _predictions(data: TaskData, rows: TextRows, logits: Sequence[np.ndarray]) -> list[Any]:
     family = data.task.family
     if family == "regression":
         return [float(row[0]) for row in logits]
     if family == "multi_label":
-        return [1 / (1 + np.exp(-row)) for row in logits]
+        return probabilities(data, rows, logits) or []
     if family == "token_classification":
-        assert rows.words is not None
-        words = np.split(rows.words, rows.bounds[1:-1])
-        examples = cast(Sequence[TaggedExample], data.examples)
         outside = data.labels.index("O") if "O" in data.labels else 0
         return [
-            _tags(row, begun, len(example.words), outside)
-            for row, begun, example in zip(logits, words, examples, strict=True)
+            np.where(np.isnan(words).any(-1), outside, words.argmax(-1))
+            for words in _by_word(data, rows, logits)
         ]
     return [int(row.argmax()) for row in logits]
 
 
-def _tags(scores: np.ndarray, begun: np.ndarray, words: int, outside: int) -> np.ndarray:
-    """Return the tag of every word; a word that the row does not hold is in no entity."""
-    tags = np.full(words, outside)
-    first = begun >= 0
-    tags[begun[first]] = scores[first].argmax(-1)
-    return tags
+def _by_word(data: TaskData, rows: TextRows, logits: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the scores of every word's first token, [words, L]; NaN where the row has none."""
+    assert rows.words is not None
+    examples = cast(Sequence[TaggedExample], data.examples)
+    found = []
+    begun = np.split(rows.words, rows.bounds[1:-1])
+    for row, words, example in zip(logits, begun, examples, strict=True):
+        scores = np.full((len(example.words), row.shape[-1]), np.nan, np.float32)
+        scores[words[words >= 0]] = row[words >= 0]
+        found.append(scores)
+    return found
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    """Return the softmax over the last axis, in double precision."""
+    weights = np.exp(scores.astype(np.float64) - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
 
 
 def _references(data: TaskData) -> list[Any] | None:
@@ -135,7 +203,9 @@ def _references(data: TaskData) -> list[Any] | None:
     return None if any(label is None for label in labels) else labels
 
 
-def _answers(data: TaskData, rows: QuestionRows, logits: tuple[Any, ...]) -> Scored:
+def _answers(
+    data: TaskData, rows: QuestionRows, logits: tuple[Any, ...], null_threshold: float
+) -> Scored:
     width = int(rows.lengths.max())
     start, end = (np.full((len(rows), width), _NOTHING, np.float32) for _ in range(2))
     for padded, ragged in zip((start, end), logits, strict=True):
@@ -154,5 +224,5 @@ def _answers(data: TaskData, rows: QuestionRows, logits: tuple[Any, ...]) -> Sco
     if rows.positions is not None:
         for name in data.task.metrics:
             scores |= METRICS[name](answers, examples, data.labels)
-    final = best.choose(scores.get("best_f1_thresh", 0.0))
-    return Scored([final[example.id].text for example in examples], scores)
+    final = best.choose(scores.get("best_f1_thresh", null_threshold))
+    return Scored([final[example.id].text for example in examples], scores, best)

@@ -54,6 +54,9 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"predictions/bias", ("vocab",)),
     (r"(seq_relationship|classifier|qa_outputs)/kernel", (None, None)),
     (r"(seq_relationship|classifier|qa_outputs)/bias", (None,)),
+    (r"self/(query|key|value)/lora_B/kernel", (None, "heads", None)),
+    (r"attention/output/dense/lora_A/kernel", ("heads", None, None)),
+    (r"lora_[AB]/kernel", (None, None)),
 )
 
 

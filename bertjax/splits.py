@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from bertjax.data.features import QuestionRows, TextRows, make_rows
 from bertjax.data.task_data import TaskData, read_task
-from bertjax.data.tasks import Task, find_task
+from bertjax.data.tasks import Columns, Task, find_task
 from bertjax.errors import InputError
 from bertjax.report import say
 from bertjax.run_config import TaskConfig
@@ -13,6 +15,14 @@ from bertjax.tokenizer import BertTokenizer
 
 # Bad examples that are told one by one.
 _TOLD = 10
+_COLUMNS = ("text_columns", "label_column", "label_columns", "choice_columns", "id_column")
+_OF_TAGS = ("scheme", "word_column", "tag_column")
+# Layouts that only files of one family have.
+_FAMILIES = {
+    "squad": "question_answering",
+    "conll": "token_classification",
+    "csqa": "multiple_choice",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,18 +34,54 @@ class Split:
 
 
 def configured_task(settings: TaskConfig) -> Task:
-    """Return the task that a config names, with the columns that it names.
+    """Return the task that a config names, for the columns and the layout that it names.
 
     Raises:
-      InputError: no such task, or columns that do not fit it.
+      InputError: no such task, or settings that do not fit it.
     """
     if not settings.name:
         raise InputError(
             "task.name: name a task, such as sst2, or a family, such as classification"
         )
     task = find_task(settings.name)
-    columns = settings.text_columns
-    return task.with_columns(columns, settings.label_column) if columns else task
+    changes = {name: getattr(settings, name) for name in ("layout", *_OF_TAGS)}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    for name in changes.keys() & set(_OF_TAGS):
+        if task.family != "token_classification":
+            raise InputError(
+                f"task.{name}: is for token_classification only; {task.name} is {task.family}"
+            )
+    task = _with_columns(task, settings)
+    changed = dataclasses.replace(task, **changes)
+    family = _FAMILIES.get(changed.layout, task.family)
+    moved = task.layout == "squad" != changed.layout
+    if family != task.family or moved or (changed.layout == "lines" and not takes_lines(task)):
+        raise InputError(
+            f"task.layout: the files of {task.name} ({task.family}) cannot be laid out as "
+            f"{changed.layout}"
+        )
+    return changed
+
+
+def takes_lines(task: Task) -> bool:
+    """Whether a line of text is all that an example of the task needs."""
+    single = task.family in ("classification", "regression", "multi_label")
+    return single and len(task.columns[0].text) == 1
+
+
+def _with_columns(task: Task, settings: TaskConfig) -> Task:
+    """Return the task with the columns that are named; the others are called as in the task."""
+    if settings.label_column and settings.label_columns:
+        raise InputError("task.label_column, task.label_columns: name one or the other")
+    if not any(getattr(settings, name) for name in _COLUMNS):
+        return task
+    own = task.columns[0] if task.columns else Columns(("question",))
+    return task.with_columns(
+        settings.text_columns or own.text,
+        settings.label_columns or settings.label_column or own.label,
+        id=settings.id_column,
+        choices=settings.choice_columns or own.choices,
+    )
 
 
 def read_split(
@@ -47,6 +93,8 @@ def read_split(
     *,
     labels: Sequence[str] = (),
     skip_bad: bool = False,
+    with_labels: bool = True,
+    most: int = 0,
 ) -> Split:
     """Read a split, tokenize it, and say what is in it and what was left out.
 
@@ -58,12 +106,19 @@ def read_split(
       tokenizer: of the model.
       labels: the model's labels; empty: the task's, or those found.
       skip_bad: leave out bad examples.
+      with_labels: whether labels are read.
+      most: keep so many examples, drawn at random but always the same; 0 keeps all.
 
     Raises:
       InputError: see `read_task`.
     """
     source = files[0] if len(files) == 1 else files
-    data = read_task(task, source, name, labels=labels, skip_bad=skip_bad)
+    data = read_task(task, source, name, labels=labels, skip_bad=skip_bad, with_labels=with_labels)
+    count = len(data.examples)
+    if 0 < most < count:
+        kept = np.sort(np.random.default_rng(0).permutation(count)[:most])
+        data = dataclasses.replace(data, examples=tuple(data.examples[i] for i in kept))
+        say(f"{name}: {most:,} of {count:,} examples, drawn at random")
     rows = make_rows(data, tokenizer, settings.sequence_length, settings.doc_stride)
     say(f"{name}: {len(data.examples):,} examples, {len(rows):,} rows")
     for skipped in data.skipped[:_TOLD]:

@@ -1,6 +1,6 @@
 """The sharded training step: state, exact global normalisation, accumulation, evaluation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -10,11 +10,13 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bertjax import partition
 from bertjax.losses import LossSum
 from bertjax.sharding import batch_sharding, constrain, state_shardings
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, LossSum]
+StepFunction = Callable[["TrainState", Batch], tuple["TrainState", dict[str, jax.Array]]]
 
 
 class TrainState(struct.PyTreeNode):
@@ -83,38 +85,50 @@ def microbatches(batch: Batch, parts: int) -> Batch:
 
 
 def loss_and_grads(
-    objective: Objective, params: Any, batch: Batch, key: jax.Array, accumulation_steps: int = 1
+    objective: Objective,
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    accumulation_steps: int = 1,
+    freeze: Sequence[str] = (),
 ) -> tuple[Sums, Any]:
     """Return the sums of a batch and the gradient of the sum of its mean losses.
 
     Every loss is divided by its weight over the whole global batch before the backward pass, so
-    that neither the number of devices nor of microbatches changes the gradient.
+    that neither the number of devices nor of microbatches changes the gradient. That of what
+    `freeze` matches is zero, and is not computed.
     """
     weights = objective.weights(batch)
+    trained, frozen = partition.split(params, freeze)
 
-    def loss(params: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        sums = objective.sums(params, part, key)
+    def loss(trained: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
+        sums = objective.sums(partition.join(trained, frozen), part, key)
         scaled = (LossSum(sums[name].total, weight).mean() for name, weight in weights.items())
         return sum(scaled, jnp.zeros(())), sums
 
     grad = jax.grad(loss, has_aux=True)
+
+    def whole(grads: Any) -> Any:
+        grads = partition.join(grads, jax.tree.map(jnp.zeros_like, frozen))
+        return partition.hold(grads, freeze)
+
     if accumulation_steps == 1:
-        grads, sums = grad(params, batch, key)
-        return sums, grads
+        grads, sums = grad(trained, batch, key)
+        return sums, whole(grads)
     parts = microbatches(batch, accumulation_steps)
 
     def add_part(total: Any, inputs: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         index, part = inputs
         return jax.tree.map(
-            jnp.add, total, grad(params, part, jax.random.fold_in(key, index))
+            jnp.add, total, grad(trained, part, jax.random.fold_in(key, index))
         ), None
 
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, first, key)
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, trained, first, key)
     )
     (grads, sums), _ = jax.lax.scan(add_part, zeros, (jnp.arange(accumulation_steps), parts))
-    return sums, grads
+    return sums, whole(grads)
 
 
 def train_step(
@@ -123,9 +137,10 @@ def train_step(
     *,
     objective: Objective,
     tx: optax.GradientTransformation,
-    seed: int,
+    seed: int | jax.Array,
     accumulation_steps: int = 1,
     skip_nonfinite: bool = False,
+    freeze: Sequence[str] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step; a pure function of state and batch.
 
@@ -138,13 +153,14 @@ def train_step(
       accumulation_steps: parts that the batch is worked through in.
       skip_nonfinite: leave parameters and optimizer state as they are where loss or gradient is not
         finite. (Costs a copy of the moments on a CPU.)
+      freeze: the patterns that `tx` freezes, see `loss_and_grads`.
 
     Returns:
       The new state, and scalars: each mean of `Objective.sums`, `loss` (sum of the losses),
-      `grad_norm` before clipping, and `finite`.
+      `grad_norm` before clipping, of what is trained, and `finite`.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    sums, grads = loss_and_grads(objective, state.params, batch, key, accumulation_steps)
+    sums, grads = loss_and_grads(objective, state.params, batch, key, accumulation_steps, freeze)
     metrics = {name: pair.mean() for name, pair in sums.items()}
     metrics["loss"] = sum((metrics[name] for name in objective.weights(batch)), jnp.zeros(()))
     metrics["grad_norm"] = optax.tree.norm(grads)
@@ -170,7 +186,8 @@ def make_train_step(
     seed: int,
     accumulation_steps: int = 1,
     skip_nonfinite: bool = False,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    freeze: Sequence[str] = (),
+) -> StepFunction:
     """Compile `train_step` over the mesh (what used to be `pjit`); the state is donated.
 
     Args:
@@ -181,6 +198,7 @@ def make_train_step(
       seed: see `train_step`, as the rest.
       accumulation_steps: see there.
       skip_nonfinite: see there.
+      freeze: see there.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -192,8 +210,14 @@ def make_train_step(
             seed=seed,
             accumulation_steps=accumulation_steps,
             skip_nonfinite=skip_nonfinite,
+            freeze=freeze,
         )
 
+    return compile_step(step, mesh, shardings)
+
+
+def compile_step(step: StepFunction, mesh: Mesh, shardings: Any) -> StepFunction:
+    """Compile a step over the mesh; the state is donated."""
     jitted = jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(mesh)),

@@ -1,9 +1,12 @@
 """Every test runs with the shapes of public calls checked against their annotations."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Commands keep compiled programs there, and not in the home of whoever runs the tests.
+os.environ["XDG_CACHE_HOME"] = os.path.join(tempfile.gettempdir(), f"bertjax-tests-{os.getuid()}")
 
 from jaxtyping import install_import_hook
 

@@ -69,6 +69,20 @@ def test_a_batch_depends_on_seed_and_number_alone():
     assert not np.array_equal(other["labels"], whole[0]["labels"])
 
 
+def test_batches_of_one_number_are_equally_wide_whatever_the_seed():
+    rows = rows_of(1000)
+    steps = 2 * steps_per_epoch(rows, 8)
+    of_seeds = [take(training_batches(rows, 8, 128, seed=seed), steps) for seed in range(4)]
+    orders = set()
+    for batches in zip(*of_seeds, strict=True):
+        assert len({batch["input_ids"].shape for batch in batches}) == 1
+        assert len({float(batch["weights"].sum()) for batch in batches}) == 1
+        orders.add(len({tuple(sorted(batch["labels"])) for batch in batches}))
+    assert max(orders) == 4
+    widths = [batch["input_ids"].shape[1] for batch in of_seeds[0]]
+    assert widths[: steps // 2] != widths[steps // 2 :]
+
+
 def test_little_is_padding():
     rows = rows_of(8000)
     batches = take(training_batches(rows, 32, 128, seed=0), steps_per_epoch(rows, 32))

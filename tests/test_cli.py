@@ -96,11 +96,23 @@ def bad_text(refused, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["no command", "pretrain, finetune, build-vocab, build-corpus, convert"]),
+        (
+            [],
+            [
+                "no command",
+                "pretrain, finetune, evaluate, predict, build-vocab, build-corpus, convert",
+            ],
+        ),
         (["pretrian"], ["'pretrian'", "did you mean pretrain?"]),
-        (["frobnicate"], ["'frobnicate'", "choose one of pretrain, finetune, build-vocab"]),
+        (["frobnicate"], ["'frobnicate'", "choose one of pretrain, finetune, evaluate, predict"]),
         (["pretrain"], ["the experiment file comes first"]),
         (["pretrain", "--batch-size", "3"], ["the experiment file comes first"]),
+        (["evaluat"], ["did you mean evaluate?"]),
+        (["evaluate"], ["the run directory, model directory or hub name comes first"]),
+        (["predict", "--data", "a.csv"], ["hub name comes first"]),
+        (["predict", "a", "--dat", "a.csv"], ["--dat", "--data", "predict --help"]),
+        (["predict", "a", "b"], ["Unrecognized options: b"]),
+        (["evaluate", "/no/a"], ["/no/a: no such model directory or file"]),
         (["pretrain", "nowhere.py"], ["nowhere.py: no such experiment file"]),
         (["build-vocab", "--files", "a.txt"], ["--output", "required", "build-vocab --help"]),
         (["build-corpus", "--fils", "a.txt"], ["--fils", "--files"]),
@@ -334,6 +346,8 @@ def test_outputs_that_are_in_the_way(refused, dataset, tmp_path):
         (["--version"], "bertjax 0."),
         (["pretrain", "--help"], "--run-dir STR"),
         (["pretrain", str(EXPERIMENT), "--help"], "--optimizer.learning-rate FLOAT"),
+        (["evaluate", "--help"], "--task.tag-column {None}|INT"),
+        (["predict", "some/model", "--help"], "--null-threshold {None}|FLOAT"),
         (["build-vocab", "--help"], "--min-frequency INT"),
         (["build-corpus", "-h"], "--beam-runner STR"),
     ],
@@ -349,18 +363,25 @@ def test_help_and_version_exit_0(capsys, arguments, part):
     assert captured.err == ""
 
 
-def test_a_typo_is_answered_without_loading_jax():
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["pretrain", str(EXPERIMENT), "--batch-sise", "8"], "--batch-size"),
+        (["predict", "runs/a", "--batch-sise", "8"], "--batch-size"),
+    ],
+)
+def test_a_typo_is_answered_without_loading_jax(arguments, hint):
     program = (
         "import sys; from bertjax import cli; code = cli.main(sys.argv[1:]); "
         "print(sorted({'jax', 'flax', 'tensorflow_datasets'} & set(sys.modules))); sys.exit(code)"
     )
-    command = [sys.executable, "-c", program, "pretrain", EXPERIMENT, "--batch-sise", "8"]
+    command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(
         command, env=processes.environment(), cwd=processes.ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (2, "[]\n")
     (line,) = done.stderr.splitlines()
-    assert "--batch-size" in line
+    assert hint in line
 
 
 def test_the_command_as_a_process():

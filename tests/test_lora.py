@@ -261,9 +261,11 @@ def test_targets_that_are_not_there(config, message):
 
 
 def test_bad_settings_and_trees():
-    for fields in ({"rank": 0}, {"alpha": 0.0}, {"alpha": float("inf")}):
+    for fields in ({"rank": -1}, {"alpha": 0.0}, {"alpha": float("inf")}):
         with pytest.raises(InputError, match="must be positive"):
             LoraConfig(**fields)
+    with pytest.raises(InputError, match="need a rank of at least 1"):
+        random_adapters(base_params(), LoraConfig(rank=0))
     adapters = random_adapters(base_params(), LoraConfig(targets=("pooler",)))
     with pytest.raises(InputError, match="have no bert/pooler, the adapters do"):
         lora.merge({"bert": {}}, adapters, LoraConfig())
@@ -321,7 +323,8 @@ def test_written_files_are_those_of_peft(tmp_path):
 
 
 def test_peft_loads_what_is_written(tmp_path):
-    peft = pytest.importorskip("peft")
+    import peft
+
     params = base_of_peft()
     config = dataclasses.replace(EVERYWHERE, full=("transform/dense",))
     adapters = random_adapters(params, config)

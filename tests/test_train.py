@@ -1,11 +1,19 @@
 """The step on 8 virtual devices and on 2 processes: the mesh must not change the result."""
 
 import json
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
-from bertjax import sharding
+from bertjax import BertForSequenceClassification, sharding
+from bertjax.objectives import FinetuningObjective
+from bertjax.optimizer import optimizer
+from bertjax.pretrained import names
+from bertjax.run_config import OptimizerConfig
+from bertjax.train import loss_and_grads, new_state, train_step
+from tests.models import BATCH, SMALL, inputs, random_params
 from tests.processes import finish, free_port, run, start
 
 TOLERANCE = 1e-5
@@ -62,10 +70,60 @@ def test_two_processes_equal_one():
 
 def test_mesh_axes_are_auto():
     """jax.make_mesh defaults to Explicit axes, under which Linen's Dense and Embed raise."""
-    import jax
     from jax.sharding import AxisType
 
     from bertjax.run_config import MeshConfig
 
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     assert mesh.axis_types == (AxisType.Auto,) * 3
+
+
+# What is frozen
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """An objective, its parameters and a batch."""
+    model = BertForSequenceClassification(SMALL)
+    batch = inputs(SMALL) | {
+        "labels": np.array([0, 1, 1, 0, 1], np.int32),
+        "weights": np.ones(BATCH, np.float32),
+    }
+    doubled = {name: np.concatenate([rows, rows[::-1]]) for name, rows in batch.items()}
+    return FinetuningObjective(model), random_params(model), doubled
+
+
+def gradients(classifier, parts, freeze=()):
+    objective, params, batch = classifier
+    step = jax.jit(partial(loss_and_grads, objective, accumulation_steps=parts, freeze=freeze))
+    sums, grads = step(params, batch, jax.random.key(0))
+    assert float(sums["loss"].weight) == 2 * BATCH
+    return dict(names.parameters(grads))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_is_frozen_has_no_gradient_and_changes_no_other(classifier, parts):
+    whole = gradients(classifier, parts)
+    frozen = gradients(classifier, parts, ("embeddings", "layer/0-1", "classifier/bias"))
+    for path, gradient in frozen.items():
+        want = np.array(whole[path])
+        if "/layer/" in path:
+            want[:2] = 0
+        elif "/embeddings/" in path or path == "classifier/bias":
+            want[:] = 0
+        np.testing.assert_allclose(gradient, want, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.slow
+def test_what_is_frozen_costs_nothing(classifier):
+    """The backward pass of an encoder is two thirds of a step's work."""
+    objective, params, batch = classifier
+    work = {}
+    for freeze in ((), ("embeddings", "encoder")):
+        tx = optimizer(OptimizerConfig(freeze=freeze), 10)
+        step = partial(train_step, objective=objective, tx=tx, seed=0, freeze=freeze)
+        state = jax.eval_shape(partial(new_state, tx=tx), params)
+        work[freeze] = jax.jit(step).lower(state, batch).compile().cost_analysis()["flops"]
+    without, with_frozen = work.values()
+    assert with_frozen < 0.4 * without

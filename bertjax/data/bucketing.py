@@ -1,7 +1,8 @@
 """Batches of rows of like length, so that little is padding and few shapes are compiled.
 
 Every batch is a pure function of the seed and its number: a run goes on where it was, and hosts
-agree without talking.
+agree without talking. The width of a batch depends on its number alone: the batches of several
+seeds fit together.
 """
 
 from collections.abc import Iterator
@@ -10,9 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bertjax.data.features import Rows
-
-# Batches that are sorted by length together.
-_POOL = 50
 
 
 def bucket_width(length: int, longest: int) -> int:
@@ -37,8 +35,9 @@ def training_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield batches without end; each epoch has every row once, in another order.
 
-    Rows are shuffled, sorted by length within pools, cut into batches, and the batches shuffled.
-    The last batch of an epoch is filled up with rows of weight 0.
+    Rows are shuffled, sorted by the width that they need, and cut into batches, which come in an
+    order that is the same for every seed. The last of the widest is filled up with rows of weight
+    0.
 
     Args:
       rows: the rows.
@@ -48,9 +47,13 @@ def training_batches(
       start: number of the first batch.
     """
     count = steps_per_epoch(rows, batch_size)
+    widths = np.array([bucket_width(int(length), longest) for length in rows.lengths])
     for epoch in range(start // count, 2**31):
-        batches = _epoch(rows.lengths, batch_size, np.random.default_rng((seed, epoch)))
-        for picked in batches[start - epoch * count if epoch == start // count else 0 :]:
+        order = np.random.default_rng((seed, epoch)).permutation(len(rows))
+        order = order[np.argsort(widths[order], kind="stable")]
+        numbers = np.random.default_rng(epoch).permutation(count)
+        for number in numbers[start - epoch * count if epoch == start // count else 0 :]:
+            picked = order[number * batch_size : (number + 1) * batch_size]
             yield make_batch(rows, picked, batch_size, longest)
 
 
@@ -75,16 +78,3 @@ def make_batch(
     filled = np.concatenate([picked, np.full(batch_size - len(picked), picked[0])])
     weights = (np.arange(batch_size) < len(picked)).astype(np.float32)
     return rows.batch(filled, width) | {"weights": weights}
-
-
-def _epoch(
-    lengths: npt.NDArray[np.int32], batch_size: int, random: np.random.Generator
-) -> list[npt.NDArray[np.int64]]:
-    order = random.permutation(len(lengths))
-    pool = _POOL * batch_size
-    batches = []
-    for first in range(0, len(order), pool):
-        part = order[first : first + pool]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
-    return [batches[i] for i in random.permutation(len(batches))]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from bertjax.data.task_examples import Example, ExampleMaker, make_examples
-from bertjax.data.task_files import read_file
+from bertjax.data.task_files import SQUAD_LABELS, read_file
 from bertjax.data.task_rows import Rejects, Row, Skipped
 from bertjax.data.tasks import Columns, Task, find_task
 from bertjax.data.text import find_files
@@ -40,6 +40,7 @@ def read_task(
     *,
     labels: Sequence[str] = (),
     skip_bad: bool = False,
+    with_labels: bool = True,
     data_dir: str = "",
 ) -> TaskData:
     """Read the examples of a split.
@@ -55,6 +56,7 @@ def read_task(
       labels: names of a model's labels in the order of its ids; where it is empty, the task's are
         taken, or else those that the training split has.
       skip_bad: leave out what cannot be used and list it, instead of stopping there.
+      with_labels: whether labels are read; if not, they may be missing, wrong or unknown.
       data_dir: directory of TFDS data sets; empty: TFDS's own choice.
 
     Raises:
@@ -63,7 +65,7 @@ def read_task(
     """
     task = find_task(task) if isinstance(task, str) else task
     rejects = Rejects(skip_bad)
-    needs_label = not split.startswith("test")
+    needs_label = with_labels and not split.startswith("test")
     name, _, dataset = source.partition(":") if isinstance(source, str) else ("", "", "")
     if name == TFDS:
         from bertjax.data.task_tfds import read_dataset
@@ -74,6 +76,10 @@ def read_task(
         columns, rows = read_dataset(task, dataset, split, needs_label, data_dir)
     else:
         columns, rows = _read_files(task, source, split, needs_label, rejects)
+    if not with_labels:
+        of_questions = task.family == "question_answering"
+        hidden = SQUAD_LABELS if of_questions else columns.labels
+        rows = [row and _without(row, hidden) for row in rows]
     infer = split.startswith("train")
     maker = ExampleMaker(task, columns, [row for row in rows if row is not None], labels, infer)
     examples = make_examples(maker, rows, needs_label, rejects)
@@ -83,6 +89,11 @@ def read_task(
         told = f"; all of {len(left_out)} were left out, as {left_out[0]}" if left_out else ""
         raise InputError(f"{name}: no example in the {split} split{told}; give data with examples")
     return TaskData(task, tuple(examples), maker.labels, tuple(rejects.skipped))
+
+
+def _without(row: Row, hidden: Sequence[str]) -> Row:
+    """Return a row without some of its fields."""
+    return row._replace(values={k: v for k, v in row.values.items() if k not in hidden})
 
 
 def _read_files(

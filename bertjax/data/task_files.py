@@ -17,8 +17,10 @@ from bertjax.errors import InputError
 
 Rows = Iterator[Row | None]
 
-SQUAD_FIELDS = ("id", "question", "context", "answers", "is_impossible")
+SQUAD_LABELS = ("answers", "is_impossible")
+SQUAD_FIELDS = ("id", "question", "context", *SQUAD_LABELS)
 CONLL_COLUMNS = Columns(("tokens",), "tags")
+LINE_COLUMNS = Columns(("text",), id=())
 
 
 def read_file(task: Task, path: str, needs_label: bool, rejects: Rejects) -> tuple[Columns, Rows]:
@@ -39,6 +41,8 @@ def read_file(task: Task, path: str, needs_label: bool, rejects: Rejects) -> tup
     """
     if task.layout == "squad":
         return Columns(()), _squad_rows(path, rejects)
+    if task.layout == "lines":
+        return LINE_COLUMNS, _line_rows(path)
     suffix = path.removesuffix(".gz").rpartition(".")[2].lower()
     layout = "jsonl" if suffix == "jsonl" and task.layout != "csqa" else task.layout
     if layout == "by_name":
@@ -72,11 +76,18 @@ def choose_columns(
     if readable and not needs_label:
         return readable[0]
     wanted = readable[0] if readable else named[0]
-    lacking = [name for name in (*wanted.inputs, *wanted.labels) if name not in names]
+    needed = (*wanted.inputs, *(wanted.labels if needs_label else ()))
+    lacking = [name for name in needed if name not in names]
     raise InputError(
         f"{source}: no column {', '.join(map(repr, lacking))}; it has {', '.join(map(repr, names))}"
         f": name the columns of task {task.name}, or take another task"
     )
+
+
+def _line_rows(path: str) -> Rows:
+    """Yield the lines of a file, each a text, and None for those that are blank."""
+    for number, line in _lines(path):
+        yield Row(path, f"line {number}", {"text": line}) if line.strip() else None
 
 
 def read_label_names(path: str) -> tuple[str, ...]:

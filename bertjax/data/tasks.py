@@ -21,7 +21,9 @@ Family = Literal[
     "token_classification",
     "question_answering",
 ]
-FileLayout = Literal["by_name", "tsv", "quoted_tsv", "csv", "jsonl", "csqa", "conll", "squad"]
+FileLayout = Literal[
+    "by_name", "tsv", "quoted_tsv", "csv", "jsonl", "lines", "csqa", "conll", "squad"
+]
 Scheme = Literal["auto", "iob1", "iob2", "plain"]
 
 HEADS: Mapping[Family, str] = {
@@ -87,8 +89,9 @@ class Task:
       labels: names of the labels in order of their ids; empty: those of the training split, sorted.
         Labels in files may be names or ids.
       layout: layout of its files; `by_name` goes by the suffix: .csv with quotes, .tsv and .txt
-        tab separated without (a quote is text), .jsonl and .json one JSON object a line. A .jsonl
-        file is read as that whatever the layout, `squad` apart.
+        tab separated without (a quote is text), .jsonl and .json one JSON object a line; `lines`
+        has one text a line. A .jsonl file is read as that whatever the layout, `squad` and
+        `lines` apart.
       files: names that each split may have in a directory.
       dataset: its name in TFDS, if it has one.
       splits: names of its splits in TFDS that differ from ours.

@@ -1,0 +1,154 @@
+"""The model that `bertjax evaluate` and `bertjax predict` run, checked against the task."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax import sharding
+from bertjax.config import BertConfig
+from bertjax.data.features import Rows
+from bertjax.data.task_rows import shorten
+from bertjax.data.tasks import Task
+from bertjax.errors import InputError
+from bertjax.inference_config import InferenceConfig
+from bertjax.objectives import FinetuningObjective
+from bertjax.pretrained import abstract_params, formats, load_pretrained
+from bertjax.pretrained.load import find_class, model_classes
+from bertjax.report import say
+from bertjax.run_config import TaskConfig
+from bertjax.scoring import Scorer, null_threshold
+from bertjax.sharding import check_batch_size, make_mesh, state_shardings
+from bertjax.splits import Split, configured_task, read_split
+from bertjax.tokenizer import BertTokenizer
+
+
+def task_of(config: InferenceConfig) -> Task:
+    """Return the task that the config names, or that the run does.
+
+    Raises:
+      InputError: none is named, or its settings do not fit it.
+    """
+    if not config.task.name:
+        formats.locate(config.model)
+        raise InputError(
+            f"{config.model}: is no fine-tuning run, which would know its task; name it with "
+            "--task.name: a task, such as sst2, or a family, such as classification"
+        )
+    return configured_task(config.task)
+
+
+class Finetuned:
+    """A model with the head that a task needs.
+
+    Its weights are not read before they are needed: what is wrong with the data is told first.
+
+    Attributes:
+      task: the task.
+      labels: the task's names of the labels, in the model's order; empty where they have none.
+      null_threshold: odds above which it holds that a question has no answer, as they were tuned
+        when it was made; None if they were not.
+
+    Raises:
+      InputError: no such model, or not one for this task.
+    """
+
+    def __init__(self, config: InferenceConfig, task: Task) -> None:
+        if config.distributed:
+            sharding.join_hosts()
+        self._mesh = make_mesh(config.mesh)
+        check_batch_size(self._mesh, config.batch_size)
+        self._config = config
+        self._path = formats.locate(config.model)
+        self._model_config = formats.find_config(self._path)
+        name, _ = find_class(self._path, self._model_config)
+        if name != task.head:
+            raise InputError(
+                f"{config.model}: is a {name}, but {task.name} needs a {task.head}: give the task "
+                "that the model was fine-tuned on, or fine-tune it on this one"
+            )
+        self.task = task
+        self.labels = fitting_labels(task, self._model_config, config.model)
+        self._tokenizer = BertTokenizer.from_pretrained(config.model)
+        self.null_threshold = null_threshold(self._model_config)
+        self._settings = _fitting_lengths(config.task, self._model_config)
+
+    def read(self, files: Sequence[str], *, with_labels: bool) -> Split:
+        """Read the examples; see `read_split`."""
+        config = self._config
+        return read_split(
+            self.task,
+            self._settings,
+            files,
+            config.split,
+            self._tokenizer,
+            labels=self.labels,
+            skip_bad=config.skip_bad,
+            with_labels=with_labels,
+        )
+
+    def logits(self, rows: Rows) -> tuple[list[np.ndarray], ...]:
+        """Load the weights, and return the model's scores of every row; see `Scorer.logits`."""
+        head = model_classes()[self.task.head]
+        model = head(self._model_config, dtype=jnp.dtype(self._config.dtype))
+        shardings = state_shardings(abstract_params(model), self._mesh)
+        _, params = load_pretrained(
+            head, self._path, config=self._model_config, shardings=shardings
+        )
+        longest = self._settings.sequence_length
+        objective: Any = FinetuningObjective(model)
+        scorer = Scorer(objective, self._mesh, shardings, self._config.batch_size, longest)
+        return scorer.logits(params, rows, progress=self.writes)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return jax.process_index() == 0
+
+
+def fitting_labels(task: Task, config: BertConfig, source: str) -> tuple[str, ...]:
+    """Return the task's names of the labels in the order of the model's outputs.
+
+    Names are the same whatever their case, hyphens and underscores. A model that names no labels is
+    taken to have them in the task's order.
+
+    Raises:
+      InputError: the model's outputs are not the task's labels.
+    """
+    kind, wanted = config.problem_type, task.problem_type
+    single = wanted is not None and config.num_labels == 1
+    if (kind and wanted and kind != wanted) or single != (task.family == "regression"):
+        raise InputError(
+            f"{source}: was made for {kind or 'other'} outputs ({config.num_labels} of them), "
+            f"{task.name} is {task.family}: give the task that the model was fine-tuned on"
+        )
+    if task.family in ("regression", "multiple_choice", "question_answering"):
+        return ()
+    names = config.id2label
+    if not task.labels:
+        return names or tuple(config.label2id)
+    if not names and config.num_labels == len(task.labels):
+        say(f"{source}: names no labels; taken as {', '.join(task.labels)}, in this order")
+        return task.labels
+    own = {_plain(name): name for name in task.labels}
+    if sorted(own) != sorted(map(_plain, names)):
+        shown = shorten(list(config.label2id), 200)
+        raise InputError(
+            f"{source}: its labels are {shown}, those of {task.name} are "
+            f"{shorten(list(task.labels), 200)}: give the task that the model was fine-tuned on, "
+            f"or task {task.family} for data with the model's labels"
+        )
+    return tuple(own[_plain(name)] for name in names)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_").replace(" ", "_")
+
+
+def _fitting_lengths(settings: TaskConfig, config: BertConfig) -> TaskConfig:
+    """Return the settings with rows no longer than the model takes."""
+    length = min(settings.sequence_length, config.max_position_embeddings)
+    return dataclasses.replace(settings, sequence_length=length)

@@ -1,0 +1,94 @@
+"""What `bertjax evaluate`, `predict` and `fill-mask` are told, as frozen dataclasses; no JAX."""
+
+import dataclasses
+from typing import Literal
+
+import tyro
+
+from bertjax.errors import InputError
+from bertjax.run_config import MeshConfig, TaskConfig
+
+PredictionFormat = Literal["csv", "jsonl", "conll", "glue", "squad"]
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """A fine-tuned model, the examples that it reads, and the devices that it runs on."""
+
+    model: tyro.conf.Positional[str]
+    """Fine-tuning run directory, model directory, or name on the Hugging Face hub."""
+    data: tuple[str, ...] = ()
+    """Files, globs, a directory with files of the usual names, or tfds."""
+    split: str = "validation"
+    """Split to read where data is a directory or tfds: train, validation, test; mnli also has
+    validation_mismatched and test_mismatched."""
+    task: TaskConfig = dataclasses.field(default_factory=lambda: TaskConfig(sequence_length=512))
+    """The task; of a run directory, the run's own. Rows are never longer than the model takes."""
+    skip_bad: bool = False
+    """Leave out, count and list bad examples instead of stopping at the first."""
+    batch_size: int = 64
+    """Rows of one batch over all devices and hosts."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """The device mesh."""
+    overwrite: bool = False
+    """Replace output files that are there already."""
+    distributed: bool = False
+    """Call jax.distributed.initialize() first: several hosts (TPU pods, SLURM, GKE)."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1; got {self.batch_size}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(InferenceConfig):
+    """`bertjax evaluate`: score a fine-tuned model on labelled examples."""
+
+    data: tuple[str, ...] = ()
+    """Files, globs, a directory with files of the usual names, or tfds; if empty, those that the
+    run was validated on."""
+    output: str = ""
+    """JSON file to write the scores to as well."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig(InferenceConfig):
+    """`bertjax predict`: write down what a model says of examples, whose labels are not read."""
+
+    data: tuple[str, ...] = ()
+    """Files, globs, a directory with files of the usual names, or tfds; of single texts also .txt
+    with one text a line."""
+    split: str = "test"
+    """Split to read where data is a directory or tfds: train, validation, test; mnli also has
+    validation_mismatched and test_mismatched."""
+    output: str = ""
+    """File to write, or directory for the formats glue and squad; if empty, JSON lines are
+    printed."""
+    format: PredictionFormat | None = None
+    """csv, jsonl; conll: a word and its tag a line; glue, squad: the official submission files. If
+    not given, the suffix of the output says."""
+    with_inputs: bool = False
+    """csv and jsonl: repeat the texts."""
+    null_threshold: float | None = None
+    """Questions without an answer: how much "no answer" must score over the best one; if not given,
+    the threshold that the model was tuned to, else 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FillMaskConfig:
+    """`bertjax fill-mask`: the words that fit in the place of [MASK]."""
+
+    model: tyro.conf.Positional[str]
+    """Run directory, model directory, or name on the Hugging Face hub."""
+    text: tyro.conf.Positional[tuple[str, ...]]
+    """Texts that hold [MASK]."""
+    top_k: int = 5
+    """Words at each place."""
+    targets: tuple[str, ...] = ()
+    """The only words to choose from."""
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise InputError('give a text that holds [MASK], such as "The [MASK] barked."')
