@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import bertjax
-from bertjax import pretrained, run_dir, seeds, sharding
+from bertjax import pretrained, run_dir, seeds
 from bertjax.checkpoint import Checkpoints
 from bertjax.config import BertConfig
 from bertjax.data.bucketing import steps_per_epoch, training_batches
 from bertjax.data.task_data import TaskData
 from bertjax.data.tasks import Task
+from bertjax.devices import open_mesh
 from bertjax.errors import InputError
 from bertjax.fit import Window, fit
 from bertjax.keeper import Best, Keeper
@@ -26,7 +27,7 @@ from bertjax.optimizer import learning_rate_schedule, optimizer
 from bertjax.pretrained import abstract_params, formats
 from bertjax.report import OF_ONE_SEED, Report, draw_curves, read_metrics, say
 from bertjax.run_config import FinetuneConfig, OptimizerConfig
-from bertjax.sharding import check_batch_size, global_batch, host_rows, make_mesh, state_shardings
+from bertjax.sharding import global_batch, host_rows, state_shardings
 from bertjax.splits import Split, configured_task, read_split
 from bertjax.tokenizer import BertTokenizer
 from bertjax.train import (
@@ -47,10 +48,13 @@ def run(config: FinetuneConfig) -> None:
       StoppedBySignalError: stopped after saving; run again to go on.
       NonFiniteError: the loss diverged.
     """
-    if config.distributed:
-        sharding.join_hosts()
+    mesh = open_mesh(
+        config.mesh,
+        batch_size=config.batch_size,
+        accumulation_steps=config.accumulation_steps,
+        distributed=config.distributed,
+    )
     first_process = jax.process_index() == 0
-    mesh = make_mesh(config.mesh)
     _check(config, mesh)
     directory = run_dir.check(config)
     if (directory / run_dir.DONE).is_file():
@@ -102,7 +106,6 @@ def run(config: FinetuneConfig) -> None:
 
 
 def _check(config: FinetuneConfig, mesh: Mesh) -> None:
-    check_batch_size(mesh, config.batch_size, config.accumulation_steps)
     seeds.check_mesh(config.all_seeds, mesh)
     if not config.init_from:
         raise InputError("init_from: name the model to start from (directory, run, or hub name)")

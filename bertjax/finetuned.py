@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax import sharding
 from bertjax.config import BertConfig
 from bertjax.data.features import Rows
 from bertjax.data.task_rows import shorten
 from bertjax.data.tasks import Task
+from bertjax.devices import open_mesh
 from bertjax.errors import InputError
 from bertjax.inference_config import InferenceConfig
 from bertjax.objectives import FinetuningObjective
@@ -21,7 +21,7 @@ from bertjax.pretrained.load import find_class, model_classes
 from bertjax.report import say
 from bertjax.run_config import TaskConfig
 from bertjax.scoring import Scorer, null_threshold
-from bertjax.sharding import check_batch_size, make_mesh, state_shardings
+from bertjax.sharding import state_shardings
 from bertjax.splits import Split, configured_task, read_split
 from bertjax.tokenizer import BertTokenizer
 
@@ -57,10 +57,9 @@ class Finetuned:
     """
 
     def __init__(self, config: InferenceConfig, task: Task) -> None:
-        if config.distributed:
-            sharding.join_hosts()
-        self._mesh = make_mesh(config.mesh)
-        check_batch_size(self._mesh, config.batch_size)
+        self._mesh = open_mesh(
+            config.mesh, batch_size=config.batch_size, distributed=config.distributed
+        )
         self._config = config
         self._path = formats.locate(config.model)
         self._model_config = formats.find_config(self._path)

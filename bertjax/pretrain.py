@@ -18,6 +18,7 @@ from bertjax.data.documents import check_vocab, open_documents, read_corpus_json
 from bertjax.data.masking import continuation_pieces
 from bertjax.data.pretraining import PretrainingExamples, evaluation_batches, pretraining_batches
 from bertjax.data.vocab import SpecialIds, read_vocab, special_ids
+from bertjax.devices import open_mesh
 from bertjax.errors import InputError
 from bertjax.fit import Window, fit
 from bertjax.flops import peak_flops, train_flops
@@ -27,10 +28,8 @@ from bertjax.optimizer import learning_rate_schedule, optimizer
 from bertjax.report import Report, draw_curves, say
 from bertjax.run_config import CorpusConfig, PretrainConfig, VocabConfig
 from bertjax.sharding import (
-    check_batch_size,
     global_batch,
     host_rows,
-    make_mesh,
     state_shardings,
 )
 from bertjax.train import (
@@ -70,11 +69,13 @@ def run(config: PretrainConfig) -> None:
       StoppedBySignalError: stopped after saving; run again to go on.
       NonFiniteError: the loss diverged.
     """
-    if config.distributed:
-        sharding.join_hosts()
+    mesh = open_mesh(
+        config.mesh,
+        batch_size=config.batch_size,
+        accumulation_steps=config.accumulation_steps,
+        distributed=config.distributed,
+    )
     first_process = jax.process_index() == 0
-    mesh = make_mesh(config.mesh)
-    check_batch_size(mesh, config.batch_size, config.accumulation_steps)
     directory = run_dir.check(config)
     model = BertForPreTraining(config.model, dtype=jnp.dtype(config.dtype))
     objective = PretrainingObjective(model, config.data.sentence_task != "none")

@@ -1,0 +1,43 @@
+"""What a job does first, and that it does what it is for."""
+
+import subprocess
+import sys
+
+import pytest
+
+from bertjax.devices import open_mesh
+from bertjax.errors import InputError
+from bertjax.run_config import MeshConfig
+
+# Page faults of running a step with temporary arrays of 34 MB five times.
+PROGRAM = """
+import resource, sys
+import jax, jax.numpy as jnp
+from bertjax.devices import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+step = jax.jit(lambda x: (x @ jnp.cos(x @ x)).sum())
+x = jnp.ones((2900, 2900))
+for _ in range(3):
+    step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_freed_memory_is_not_mapped_anew():
+    faults = {}
+    for setting in ("default", "keep"):
+        command = [sys.executable, "-c", PROGRAM, setting]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        faults[setting] = int(done.stdout)
+    assert faults["keep"] < faults["default"] / 10
+
+
+def test_a_batch_that_the_mesh_does_not_divide():
+    with pytest.raises(InputError, match="batch_size 6 is not divisible"):
+        open_mesh(MeshConfig(), batch_size=6, accumulation_steps=4)
