@@ -74,12 +74,13 @@ class Bertjax:
         import jax.numpy as jnp
 
         from bertjax import sharding, train
+        from bertjax.devices import open_mesh
         from bertjax.heads import BertForPreTraining
         from bertjax.objectives import PretrainingObjective
         from bertjax.optimizer import optimizer
         from bertjax.run_config import MeshConfig, OptimizerConfig
 
-        mesh = sharding.make_mesh(MeshConfig())
+        mesh = open_mesh(MeshConfig(), batch_size=len(batch["input_ids"]))  # as the commands do
         objective = PretrainingObjective(BertForPreTraining(config, dtype=jnp.dtype(dtype)))
         tx = optimizer(OptimizerConfig(schedule="constant", eps=1e-8), 1000)
         self.state, shardings = train.init_state(objective, tx, mesh, seed=0)

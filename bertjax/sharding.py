@@ -56,7 +56,8 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(seq_relationship|classifier|qa_outputs)/bias", (None,)),
     (r"self/(query|key|value)/lora_B/kernel", (None, "heads", None)),
     (r"attention/output/dense/lora_A/kernel", ("heads", None, None)),
-    (r"lora_[AB]/kernel", (None, None)),
+    (r"(?<!attention/output/dense/)lora_A/kernel", (None, None)),
+    (r"(?<!self/query/)(?<!self/key/)(?<!self/value/)lora_B/kernel", (None, None)),
 )
 
 

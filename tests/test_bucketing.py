@@ -39,6 +39,9 @@ def test_widths():
     ]  # fmt: skip
     assert bucket_width(100, 100) == 100
     assert len({bucket_width(n, 512) for n in range(1, 513)}) == 11
+    finer = sorted({bucket_width(n, 512, 4) for n in range(1, 513)})
+    assert finer[:10] == [16, 20, 24, 28, 32, 40, 48, 56, 64, 80]
+    assert len(finer) == 21
 
 
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 7000])

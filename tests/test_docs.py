@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bertjax import BertConfig, BertForMaskedLM, BertModel
+from bertjax import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 from bertjax.pretrained import abstract_params, save_pretrained
 from bertjax.run_config import MeshConfig
 from bertjax.sharding import make_mesh, state_shardings
@@ -35,6 +35,7 @@ def test_readme_python_examples(tmp_path, monkeypatch):
     )
     # What the examples find: directories under the names of models.
     model = BertForMaskedLM(small)
+    classifier = BertForSequenceClassification(small)
     params = quick_params(model)
     words = Path("words.txt")
     words.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]) + "\n")
@@ -46,6 +47,7 @@ def test_readme_python_examples(tmp_path, monkeypatch):
         ("flax_dir", "flax"),
     ):
         save_pretrained(directory, model, params, tokenizer, to=to)
+    save_pretrained("owner/classifier", classifier, quick_params(classifier), tokenizer)
     ids = jnp.ones((2, 8), jnp.int32)
     encoder = abstract_params(BertModel(small))
     names = {

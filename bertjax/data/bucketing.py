@@ -13,15 +13,20 @@ import numpy.typing as npt
 from bertjax.data.features import Rows
 
 
-def bucket_width(length: int, longest: int) -> int:
+def bucket_width(length: int, longest: int, steps: int = 2) -> int:
     """Return the width of the batch for its longest row: 16, 24, 32, 48, 64, 96, ... or `longest`.
 
-    Two widths for each power of two: from 16 tokens on the longest row fills two thirds of it or
-    more, and 512 needs 11 shapes.
+    With two widths for each power of two, from 16 tokens on the longest row fills two thirds of its
+    width or more, and 512 tokens need 11 shapes; with four, four fifths and 21.
+
+    Args:
+      length: tokens of the longest row.
+      longest: the last width.
+      steps: widths for each power of two, 1, 2, 4, ... or 16.
     """
     width = 16
     while width < length:
-        width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
+        width += (1 << (width.bit_length() - 1)) // steps
     return min(width, longest)
 
 

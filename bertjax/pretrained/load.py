@@ -1,7 +1,7 @@
 """Reading a model: its class, its config, and its parameters straight into place."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,23 +89,14 @@ def load_pretrained(
         if found.decoder is not None:
             _check_tie(tensors, found.sources, found.decoder, str(source))
         fresh = _initialised(model, found.fresh, key)
-        if shardings is None:
-            shardings = jax.tree.map(lambda _: None, wanted)
 
-        def place(key_path: tuple[Any, ...], leaf: Any, sharding: Any) -> jax.Array:
-            name = path_of(key_path)
+        def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
             if name in fresh:
-                return _on_devices(np.asarray(fresh[name], param_dtype), sharding)
-            parts = names.hf_tensors(name, leaf.shape, model.config)
-            array = _read(tensors, found.sources, parts, leaf.shape, param_dtype)
-            return _on_devices(array, sharding)
+                return np.asarray(fresh[name], param_dtype)
+            parts = names.hf_tensors(name, shape, model.config)
+            return _read(tensors, found.sources, parts, shape, param_dtype)
 
-        leaves, tree = jax.tree.flatten_with_path(wanted)
-        targets = jax.tree.leaves(shardings, is_leaf=lambda x: x is None)
-        # The largest first: what reading it takes beside it is gone before the rest is there.
-        by_size = sorted(range(len(leaves)), key=lambda i: leaves[i][1].size, reverse=True)
-        placed = {i: place(*leaves[i], targets[i]) for i in by_size}
-        params = jax.tree.unflatten(tree, [placed[i] for i in range(len(leaves))])
+        params = _placed(wanted, shardings, read)
     return model, params
 
 
@@ -214,6 +205,22 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _placed(
+    wanted: Any, shardings: Any, read: Callable[[str, tuple[int, ...]], np.ndarray]
+) -> dict[str, Any]:
+    """Return the tree of parameters, each read and put into its sharding, one after the other."""
+    leaves, tree = jax.tree.flatten_with_path(wanted)
+    targets = [None] * len(leaves)
+    if shardings is not None:
+        targets = jax.tree.leaves(shardings)
+    placed = {}
+    # The largest first: what reading it takes beside it is gone before the rest is there.
+    for i in sorted(range(len(leaves)), key=lambda i: leaves[i][1].size, reverse=True):
+        path, leaf = leaves[i]
+        placed[i] = _on_devices(read(path_of(path), leaf.shape), targets[i])
+    return jax.tree.unflatten(tree, [placed[i] for i in range(len(leaves))])
 
 
 def _on_devices(array: np.ndarray, sharding: Any) -> jax.Array:
