@@ -15,3 +15,11 @@ step --size base --length 128 --batch-size 256 --scan-unroll 0 --scan-unroll 1
 step --size base --length 512 --batch-size 64 --scan-unroll 0 --scan-unroll 1
 step --size large --length 128 --batch-size 128 --scan-unroll 0 --scan-unroll 1
 step --size large --length 512 --batch-size 32 --scan-unroll 0 --scan-unroll 1
+
+# Pipelines and fine-tuning steps of the model directory that MODEL names (MiniLM's, say), on the texts
+# and questions of the tests; left out where none is named.
+model=${MODEL:-}
+if [ -n "$model" ]; then
+    python3 benchmarks/inference.py --model "$model" --dtype bfloat16 --output "$out/inference.jsonl"
+    python3 benchmarks/finetune_step.py --init-from "$model" --output "$out/finetune_step.jsonl"
+fi

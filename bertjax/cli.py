@@ -122,13 +122,13 @@ def _run(command: str, kind: type[Any], arguments: list[str]) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    from bertjax.inference_config import EvaluateConfig
+    from bertjax.model_commands import EvaluateConfig
 
     return _infer("evaluate", EvaluateConfig, arguments)
 
 
 def _predict(arguments: list[str]) -> int:
-    from bertjax.inference_config import PredictConfig
+    from bertjax.model_commands import PredictConfig
 
     return _infer("predict", PredictConfig, arguments)
 
@@ -151,7 +151,7 @@ def _infer(command: str, kind: type[Any], arguments: list[str]) -> int:
 
 
 def _fill_mask(arguments: list[str]) -> int:
-    from bertjax.inference_config import FillMaskConfig
+    from bertjax.model_commands import FillMaskConfig
 
     config = parse(FillMaskConfig, arguments, "bertjax fill-mask")
     from bertjax import compilation_cache, pipelines
@@ -208,7 +208,7 @@ def _build_corpus(arguments: list[str]) -> int:
 
 
 def _convert(arguments: list[str]) -> int:
-    from bertjax.run_config import ConvertConfig
+    from bertjax.model_commands import ConvertConfig
 
     config = parse(ConvertConfig, arguments, "bertjax convert")
     from bertjax.pretrained.convert import convert

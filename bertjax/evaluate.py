@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bertjax.errors import InputError
 from bertjax.finetuned import Finetuned, task_of
-from bertjax.inference_config import EvaluateConfig
+from bertjax.model_commands import EvaluateConfig
 from bertjax.output_files import check_free, written_beside
 from bertjax.scoring import score
 

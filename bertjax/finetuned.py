@@ -14,7 +14,7 @@ from bertjax.data.task_rows import shorten
 from bertjax.data.tasks import Task
 from bertjax.devices import open_mesh
 from bertjax.errors import InputError
-from bertjax.inference_config import InferenceConfig
+from bertjax.model_commands import InferenceConfig
 from bertjax.objectives import FinetuningObjective
 from bertjax.pretrained import abstract_params, formats, load_pretrained
 from bertjax.pretrained.load import find_class, model_classes

@@ -13,7 +13,7 @@ from bertjax.data.features import QuestionRows, TextRows
 from bertjax.data.tasks import Task
 from bertjax.errors import InputError
 from bertjax.finetuned import Finetuned, task_of
-from bertjax.inference_config import PredictConfig, PredictionFormat
+from bertjax.model_commands import PredictConfig, PredictionFormat
 from bertjax.output_files import check_free, written_beside
 from bertjax.report import say
 from bertjax.scoring import probabilities, score

@@ -5,9 +5,7 @@ overridden there by its dotted name (`--optimizer.learning-rate 1e-4`); its docs
 """
 
 import dataclasses
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from bertjax.config import BertConfig
 from bertjax.data.tasks import FileLayout, Scheme
@@ -75,28 +73,6 @@ class CorpusConfig:
     """Further Beam pipeline options, as KEY=VALUE."""
     skip_bad: bool = False
     """Skip, count and list unreadable lines instead of stopping at the first."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvertConfig:
-    """`bertjax convert`: read a checkpoint of any known format, write it in another."""
-
-    source: Annotated[str, tyro.conf.Positional]
-    """Model directory, weight file, run directory, TensorFlow checkpoint prefix, or name on the
-    Hugging Face hub."""
-    destination: Annotated[str, tyro.conf.Positional]
-    """Directory to write."""
-    to: WriteFormat = "hf"
-    """hf: safetensors, which transformers loads. flax: msgpack of transformers 4. tf1: TensorFlow
-    checkpoint with google's names. orbax: bertjax's own parameter tree."""
-    model_class: str = ""
-    """Class to load it as, such as BertForMaskedLM; if empty, the checkpoint's own."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the weights written."""
-    max_shard_size: str = "5GB"
-    """Largest weight file; a larger model gets several."""
-    revision: str = ""
-    """Branch, tag or commit on the hub."""
 
 
 @dataclasses.dataclass(frozen=True)

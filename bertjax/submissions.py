@@ -14,7 +14,7 @@ from bertjax.data.task_data import TaskData
 from bertjax.data.task_examples import Example
 from bertjax.data.tasks import Task
 from bertjax.errors import InputError
-from bertjax.inference_config import PredictionFormat
+from bertjax.model_commands import PredictionFormat
 from bertjax.scoring import Scored
 
 # The names that GLUE wants, and the tasks whose labels it wants as names; of the others it wants

@@ -16,11 +16,12 @@ import transformers
 
 import bertjax
 from bertjax import BertConfig, InputError
+from bertjax.model_commands import ConvertConfig
 from bertjax.pretrained import abstract_params, from_pretrained, save_pretrained
 from bertjax.pretrained.convert import convert
 from bertjax.pretrained.formats import FORMATS, WRITERS, parse_size
 from bertjax.pruning import prune_heads
-from bertjax.run_config import ConvertConfig, MeshConfig
+from bertjax.run_config import MeshConfig
 from bertjax.sharding import make_mesh, state_shardings
 from bertjax.tokenizer import BertTokenizer
 from tests.models import assert_same_trees

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from bertjax.errors import InputError
+from bertjax.model_commands import ConvertConfig
 from bertjax.pretrained import formats, hub
 from bertjax.pretrained.load import from_pretrained, load_pretrained, model_classes
 from bertjax.pretrained.save import save_pretrained
-from bertjax.run_config import ConvertConfig
 from bertjax.tokenizer import BertTokenizer
 
 

@@ -1,4 +1,4 @@
-"""What `bertjax evaluate`, `predict` and `fill-mask` are told, as frozen dataclasses; no JAX."""
+"""What the commands on finished models are told, as frozen dataclasses; nothing imports JAX."""
 
 import dataclasses
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 import tyro
 
 from bertjax.errors import InputError
-from bertjax.run_config import MeshConfig, TaskConfig
+from bertjax.run_config import MeshConfig, TaskConfig, WriteFormat
 
 PredictionFormat = Literal["csv", "jsonl", "conll", "glue", "squad"]
 
@@ -92,3 +92,25 @@ class FillMaskConfig:
     def __post_init__(self) -> None:
         if not self.text:
             raise InputError('give a text that holds [MASK], such as "The [MASK] barked."')
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """`bertjax convert`: read a checkpoint of any known format, write it in another."""
+
+    source: tyro.conf.Positional[str]
+    """Model directory, weight file, run directory, TensorFlow checkpoint prefix, or name on the
+    Hugging Face hub."""
+    destination: tyro.conf.Positional[str]
+    """Directory to write."""
+    to: WriteFormat = "hf"
+    """hf: safetensors, which transformers loads. flax: msgpack of transformers 4. tf1: TensorFlow
+    checkpoint with google's names. orbax: bertjax's own parameter tree."""
+    model_class: str = ""
+    """Class to load it as, such as BertForMaskedLM; if empty, the checkpoint's own."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights written."""
+    max_shard_size: str = "5GB"
+    """Largest weight file; a larger model gets several."""
+    revision: str = ""
+    """Branch, tag or commit on the hub."""
