@@ -16,9 +16,12 @@ _PUBLIC = {
     "BertForQuestionAnswering": "task_heads",
     "BertForSequenceClassification": "task_heads",
     "BertForTokenClassification": "task_heads",
+    "BertLMHeadModel": "causal_lm",
     "BertModel": "model",
     "BertModelOutput": "outputs",
     "BertTokenizer": "tokenizer",
+    "Cache": "cache",
+    "CausalLMOutputWithCrossAttentions": "outputs",
     "FinetuneConfig": "run_config",
     "InputError": "errors",
     "MaskedLMOutput": "outputs",
@@ -29,12 +32,15 @@ _PUBLIC = {
     "SequenceClassifierOutput": "outputs",
     "TokenClassifierOutput": "outputs",
     "from_pretrained": "pretrained",
+    "init_cache": "cache",
     "load_pretrained": "pretrained",
     "pipeline": "pipelines",
     "save_pretrained": "pretrained",
 }
 
 if TYPE_CHECKING:
+    from bertjax.cache import Cache, init_cache
+    from bertjax.causal_lm import BertLMHeadModel
     from bertjax.config import BertConfig
     from bertjax.errors import InputError
     from bertjax.heads import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
     from bertjax.outputs import (
         BertForPreTrainingOutput,
         BertModelOutput,
+        CausalLMOutputWithCrossAttentions,
         MaskedLMOutput,
         MultipleChoiceModelOutput,
         NextSentencePredictorOutput,
@@ -70,9 +77,12 @@ __all__ = [
     "BertForQuestionAnswering",
     "BertForSequenceClassification",
     "BertForTokenClassification",
+    "BertLMHeadModel",
     "BertModel",
     "BertModelOutput",
     "BertTokenizer",
+    "Cache",
+    "CausalLMOutputWithCrossAttentions",
     "FinetuneConfig",
     "InputError",
     "MaskedLMOutput",
@@ -83,6 +93,7 @@ __all__ = [
     "SequenceClassifierOutput",
     "TokenClassifierOutput",
     "from_pretrained",
+    "init_cache",
     "load_pretrained",
     "pipeline",
     "save_pretrained",

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from bertjax.dropout import dropout
 from bertjax.module import Input
@@ -27,12 +27,42 @@ def attention_bias(mask: Shaped[Input, "B ..."]) -> Float[Array, "B 1 _ S"]:
     return jnp.where(mask != 0, 0.0, jnp.finfo(jnp.float32).min)
 
 
+def causal_mask(
+    mask: Shaped[Input, "B ..."] | None, queries: int, keys: int, first: jax.Array | int = 0
+) -> Bool[Array, "_ T S"]:
+    """Tell which keys each query of a decoder may see: real tokens, up to its own.
+
+    Args:
+      mask: [B, up to S], or [B, T, up to S] with one row for each query; zero hides a key. Keys
+        that it does not reach are not hidden.
+      queries: T.
+      keys: S.
+      first: place of the first query among the keys.
+
+    Raises:
+      ValueError: a mask of more than S columns, or of other than T rows.
+    """
+    visible = jnp.arange(keys) <= (first + jnp.arange(queries))[:, None]
+    if mask is None:
+        return visible[None]
+    if mask.ndim not in (2, 3):
+        raise ValueError(f"attention_mask must be [B, S] or [B, T, S]; got shape {mask.shape}")
+    if mask.shape[-1] > keys or (mask.ndim == 3 and mask.shape[1] != queries):
+        raise ValueError(
+            f"attention_mask of shape {mask.shape} is not for {queries} queries of {keys} keys"
+        )
+    real = mask[:, None, :] != 0 if mask.ndim == 2 else mask != 0
+    beyond = ((0, 0), (0, 0), (0, keys - mask.shape[-1]))
+    return visible & jnp.pad(real, beyond, constant_values=True)
+
+
 def relative_scores(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
     distance_embedding: Float[Array, "distances K"],
     *,
     with_key: bool,
+    first: Int[Array, ""] | None = None,
 ) -> Float[Array, "B H T S"]:
     """Scores of relative positions, to be added before scaling.
 
@@ -45,9 +75,12 @@ def relative_scores(
       key: keys.
       distance_embedding: one row for each distance from -(max - 1) to max - 1.
       with_key: add the key's term.
+      first: place of the first query among the keys; None is the first.
     """
     reach = (distance_embedding.shape[0] + 1) // 2
-    distance = jnp.arange(query.shape[1])[:, None] - jnp.arange(key.shape[1])[None, :]
+    places = jnp.arange(query.shape[1])
+    places = places if first is None else first + places
+    distance = places[:, None] - jnp.arange(key.shape[1])[None, :]
     positional = distance_embedding[distance + reach - 1]  # [T, S, K]
     scores = jnp.einsum("bthk,tsk->bhts", query, positional)
     if with_key:
@@ -79,7 +112,7 @@ def dot_product_attention(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H K"],
-    bias: Float[Array, "B 1 _ S"] | None = None,
+    bias: Float[Array, "#B 1 _ S"] | None = None,
     *,
     extra_scores: Float[Array, "B H T S"] | None = None,
     head_mask: Float[Input, "..."] | None = None,

@@ -1,13 +1,12 @@
-"""The BERT encoder as Linen modules: embeddings, layers under one scan, pooler, `BertModel`.
+"""BERT without a head as Linen modules: embeddings, pooler, `BertModel`, encoder or decoder.
 
 Axis letters, here and in every annotation: B batch, T tokens of a row, S keys, D hidden size,
-H heads, K head size, F feed-forward size, V vocabulary, M masked positions, L layers.
+H heads, K head size, F feed-forward size, V vocabulary, M masked positions, L layers, E tokens of
+an encoder that a decoder attends to.
 Parameters carry Hugging Face's names; those of the layers are stacked, `[L, ...]`.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +14,16 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from bertjax.activations import activation
-from bertjax.attention import (
-    attention_bias,
-    dot_product_attention,
-    relative_scores,
-)
+from bertjax.attention import attention_bias, causal_mask
+from bertjax.cache import Cache, check_cache, concrete, init_cache
 from bertjax.config import BertConfig
 from bertjax.dropout import Dropout
+from bertjax.encoder import BertEncoder
+from bertjax.errors import InputError
 from bertjax.layers import Dense, LayerNorm, kernel_init
 from bertjax.module import Input, PretrainedModule
 from bertjax.outputs import BertModelOutput
-from bertjax.pruning import take_heads, zero_surplus_heads
+from bertjax.pruning import take_heads
 from bertjax.sharding import constrain
 
 
@@ -93,238 +90,6 @@ class BertEmbeddings(nn.Module):
         return jnp.where(is_pad, jax.lax.stop_gradient(hidden), hidden)
 
 
-class BertSelfAttention(nn.Module):
-    """Queries, keys and values of one layer, and attention over them."""
-
-    config: BertConfig
-    dtype: DTypeLike
-    deterministic: bool
-
-    @nn.compact
-    def __call__(
-        self,
-        asking: Float[Array, "B Q D"],
-        hidden: Float[Array, "B T D"],
-        bias: Float[Array, "B 1 _ T"] | None,
-        head_mask: Float[Input, "..."] | None,
-    ) -> tuple[Float[Array, "B Q H K"], Float[Array, "B H Q T"]]:
-        config = self.config
-        features = (config.num_stored_heads, config.head_size)
-        query, key, value = (
-            Dense(config, features, self.dtype, name=name)(x)
-            for name, x in (("query", asking), ("key", hidden), ("value", hidden))
-        )
-        extra_scores = None
-        if config.position_embedding_type != "absolute":
-            distances = 2 * config.max_position_embeddings - 1
-            table = nn.Embed(
-                distances,
-                config.head_size,
-                dtype=self.dtype,
-                embedding_init=kernel_init(config),
-                name="distance_embedding",
-            ).embedding
-            with_key = config.position_embedding_type == "relative_key_query"
-            extra_scores = relative_scores(query, key, table.astype(self.dtype), with_key=with_key)
-        rate = 0.0 if self.deterministic else config.attention_probs_dropout_prob
-        return dot_product_attention(
-            query,
-            key,
-            value,
-            bias,
-            extra_scores=extra_scores,
-            head_mask=head_mask,
-            dropout_rate=rate,
-            dropout_key=self.make_rng("dropout") if rate > 0.0 else None,
-        )
-
-
-class BertOutput(nn.Module):
-    """Dense layer back to the hidden size, dropout, residual and LayerNorm."""
-
-    config: BertConfig
-    dtype: DTypeLike
-    deterministic: bool
-    input_axes: int = 1
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B Q ..."], residual: Float[Array, "B Q D"]
-    ) -> Float[Array, "B Q D"]:
-        config = self.config
-        x = Dense(config, config.hidden_size, self.dtype, self.input_axes, name="dense")(x)
-        x = Dropout(config.hidden_dropout_prob)(x, deterministic=self.deterministic)
-        return LayerNorm(config, self.dtype, name="LayerNorm")(x + residual)
-
-
-class BertAttention(nn.Module):
-    """Self-attention with its output layer."""
-
-    config: BertConfig
-    dtype: DTypeLike
-    deterministic: bool
-
-    @nn.compact
-    def __call__(
-        self,
-        asking: Float[Array, "B Q D"],
-        hidden: Float[Array, "B T D"],
-        bias: Float[Array, "B 1 _ T"] | None,
-        head_mask: Float[Input, "..."] | None,
-    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q T"]]:
-        args = self.config, self.dtype, self.deterministic
-        context, probs = BertSelfAttention(*args, name="self")(asking, hidden, bias, head_mask)
-        return BertOutput(*args, input_axes=2, name="output")(context, asking), probs
-
-
-class BertIntermediate(nn.Module):
-    """First half of the feed-forward layer, with its activation."""
-
-    config: BertConfig
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, hidden: Float[Array, "B Q D"]) -> Float[Array, "B Q F"]:
-        x = Dense(self.config, self.config.intermediate_size, self.dtype, name="dense")(hidden)
-        return activation(self.config.hidden_act)(x)
-
-
-class BertLayer(nn.Module):
-    """One post-LayerNorm transformer layer, in the form that `nn.scan` runs over.
-
-    Given positions, it computes its output there alone: attention still reads all tokens.
-    """
-
-    config: BertConfig
-    dtype: DTypeLike
-    deterministic: bool
-    output_hidden_states: bool
-    output_attentions: bool
-
-    @nn.compact
-    def __call__(
-        self,
-        hidden: Float[Array, "B T D"],
-        head_mask: Float[Input, "..."] | None,
-        bias: Float[Array, "B 1 _ T"] | None,
-        positions: Int[Input, "B Q"] | None,
-    ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
-        args = self.config, self.dtype, self.deterministic
-        asking = hidden
-        if positions is not None:
-            asking = gather_positions(hidden, positions)
-            bias = None if bias is None else _rows_of(bias, positions)
-            head_mask = None if head_mask is None else _rows_of(head_mask, positions)
-        attended, probs = BertAttention(*args, name="attention")(asking, hidden, bias, head_mask)
-        x = BertIntermediate(self.config, self.dtype, name="intermediate")(attended)
-        hidden = constrain(BertOutput(*args, name="output")(x, attended), "batch")
-        return hidden, (
-            hidden if self.output_hidden_states else None,
-            probs if self.output_attentions else None,
-        )
-
-
-class BertEncoder(nn.Module):
-    """The layers, as one scan over stacked parameters."""
-
-    config: BertConfig
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self,
-        hidden: Float[Array, "B T D"],
-        bias: Float[Array, "B 1 _ T"] | None,
-        head_mask: Float[Input, "L ..."] | None,
-        positions: Int[Input, "B Q"] | None,
-        *,
-        deterministic: bool,
-        output_hidden_states: bool,
-        output_attentions: bool,
-    ) -> BertModelOutput:
-        """Run the layers; given positions, `last_hidden_state` is that of these, [B, Q, D]."""
-        config, flags = self.config, (output_hidden_states, output_attentions)
-        # Inside a loop nothing can undo the recomputation; unrolled layers need the barrier.
-        layer_class = (
-            nn.remat(BertLayer, prevent_cse=config.scan_unroll != 1) if config.remat else BertLayer
-        )
-        layer = layer_class(config, self.dtype, deterministic, *flags, name="layer")
-        relative = config.position_embedding_type != "absolute"
-        if positions is None or any(flags) or relative or self.is_initializing():
-            last, (states, probs) = self._scan(layer, hidden, head_mask, bias)
-            return BertModelOutput(
-                last_hidden_state=last if positions is None else gather_positions(last, positions),
-                hidden_states=None if states is None else (hidden, *states),
-                attentions=None if probs is None else tuple(probs),
-            )
-        before_last = config.num_hidden_layers - 1
-        if before_last:
-            mask = None if head_mask is None else head_mask[:before_last]
-            hidden, _ = self._scan(layer, hidden, mask, bias, before_last)
-        mask = None if head_mask is None else head_mask[-1]
-        last, _ = self._with_layers(_call, lambda stacked: stacked[-1])(
-            layer, hidden, mask, bias, positions
-        )
-        return BertModelOutput(last_hidden_state=last)
-
-    def _scan(
-        self,
-        layer: nn.Module,
-        hidden: Float[Array, "B T D"],
-        head_mask: Float[Input, "N ..."] | None,
-        bias: Float[Array, "B 1 _ T"] | None,
-        count: int | None = None,
-    ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
-        """Run the first `count` layers, or all."""
-        layers = count or self.config.num_hidden_layers
-        scan = nn.scan(
-            _call,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=layers,
-            unroll=self.config.scan_unroll or layers,
-        )
-        pick = None if count is None else lambda stacked: stacked[:count]
-        return self._with_layers(scan, pick)(layer, hidden, head_mask, bias, None)
-
-    def _with_layers(
-        self, function: Callable[..., Any], pick: Callable[[jax.Array], jax.Array] | None
-    ) -> Callable[..., Any]:
-        """Return `function` of a module, for some of the layers that its parameters are stacked of.
-
-        Where a layer keeps fewer heads than are stored, nothing but zeros may act.
-        """
-        config = self.config
-        surplus = min(map(len, config.kept_heads)) < config.num_stored_heads
-        if pick is None and not surplus:
-            return function
-
-        def view(layers: Any) -> Any:
-            layers = zero_surplus_heads(layers, config) if surplus else layers
-            return layers if pick is None else jax.tree.map(pick, layers)
-
-        return nn.map_variables(function, "params", view, init=self.is_initializing())
-
-
-def _call(layer: nn.Module, *inputs: Any) -> Any:
-    return layer(*inputs)
-
-
-def gather_positions(
-    hidden: Float[Array, "B T D"], positions: Int[Input, "B Q"]
-) -> Float[Array, "B Q D"]:
-    """Pick the hidden states at the given positions of each row."""
-    return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
-
-
-def _rows_of(table: Float[Input, "... T"], positions: Int[Input, "B Q"]) -> Float[Array, "... T"]:
-    """Pick the queries' rows of a bias or a head mask, where it has one for each query."""
-    if table.shape[-2] == 1:
-        return jnp.asarray(table)
-    return jnp.take_along_axis(table, positions[:, None, :, None], axis=-2)
-
-
 class BertPooler(nn.Module):
     """tanh of a dense layer over the first token."""
 
@@ -340,7 +105,11 @@ class BertPooler(nn.Module):
 
 
 class BertModel(PretrainedModule):
-    """The encoder without a head (Devlin et al., arXiv 1810.04805).
+    """BERT without a head (Devlin et al., arXiv 1810.04805): an encoder, or a decoder.
+
+    With `config.is_decoder` a token attends to those before it alone, and the model reads on from
+    a cache where it is given one. With `config.add_cross_attention` it also attends to the output
+    of an encoder, whenever it is given that; without, those layers are passed over.
 
     Attributes:
       config: the architecture.
@@ -359,10 +128,8 @@ class BertModel(PretrainedModule):
     add_pooling_layer: bool = True
 
     def setup(self) -> None:
-        if self.config.is_decoder or self.config.add_cross_attention:
-            raise ValueError(
-                "BertModel only encodes: is_decoder and add_cross_attention must be off"
-            )
+        if self.config.add_cross_attention and not self.config.is_decoder:
+            raise InputError("add_cross_attention is for decoders: set is_decoder, too")
         self.embeddings = BertEmbeddings(self.config, self.dtype)
         self.encoder = BertEncoder(self.config, self.dtype)
         if self.add_pooling_layer:
@@ -371,28 +138,40 @@ class BertModel(PretrainedModule):
     def __call__(
         self,
         input_ids: Int[Input, "B T"] | None = None,
-        attention_mask: Shaped[Input, "B T"] | Shaped[Input, "B T T"] | None = None,
+        attention_mask: Shaped[Input, "B _"] | Shaped[Input, "B T _"] | None = None,
         token_type_ids: Int[Input, "B T"] | None = None,
         position_ids: Int[Input, "#B T"] | None = None,
         head_mask: Float[Input, "..."] | None = None,
         inputs_embeds: Float[Input, "B T D"] | None = None,
         *,
+        encoder_hidden_states: Float[Input, "B E _"] | None = None,
+        encoder_attention_mask: Shaped[Input, "B _"] | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
         output_positions: Int[Input, "B Q"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         deterministic: bool = True,
     ) -> BertModelOutput:
-        """Encode a batch of token rows.
+        """Encode a batch of token rows, or read on in them.
 
         Args:
           input_ids: ids in [0, vocab_size); or give `inputs_embeds`.
-          attention_mask: 0 hides a token; [B, T], or [B, T, T] with a row for each query.
+          attention_mask: 0 hides a token; [B, T], or [B, T, T] with a row for each query. With
+            a cache, its last axis counts all tokens from the first on, up to T new ones behind
+            those written, or any number up to the cache's room.
           token_type_ids: segments, 0 by default.
-          position_ids: positions, 0 to T - 1 by default.
+          position_ids: positions, by default 0 to T - 1, or those after the tokens written.
           head_mask: factors of the attention probabilities: [H], [L, H], or [L, B, H, T, T] with
             B or T 1. Any float: gradients reach it. H counts the heads of the full model where
-            some are pruned, as `config.pruned_heads` does.
+            some are pruned, as `config.pruned_heads` does. Cross-attention has none.
           inputs_embeds: word embeddings in place of `input_ids`.
+          encoder_hidden_states: what a decoder with cross-attention attends to, [B, E, D]. A cache
+            keeps its keys and values: once there, they are what counts, and this may be None.
+          encoder_attention_mask: 0 hides a token of it; [B, E], in every call.
+          past_key_values: cache of the tokens before these, see `bertjax.init_cache`.
+          use_cache: return the cache with these tokens. None does where one is given; True makes
+            one with room for max_position_embeddings tokens where none is.
           output_positions: positions of each row that `last_hidden_state` is wanted of, [B, Q, D];
             the last layer computes no other. The pooler reads the first of them: let it be 0.
           output_attentions: return the attention probabilities.
@@ -401,28 +180,97 @@ class BertModel(PretrainedModule):
 
         Raises:
           ValueError: T over max_position_embeddings, both or neither of the two inputs, a mask of
-            another rank.
+            another rank, an argument of decoders for an encoder, or one that does not fit; more
+            tokens than the cache has room for, as far as its `length` is not traced.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
+        rows = inputs_embeds if input_ids is None else input_ids
+        past = self._cache(rows, past_key_values, use_cache)
+        if past is not None and rows is not None and position_ids is None:
+            position_ids = (past.length + jnp.arange(rows.shape[1]))[None, :]
         hidden = self.embeddings(
             input_ids, token_type_ids, position_ids, inputs_embeds, deterministic=deterministic
+        )
+        if self.config.is_decoder:
+            attention_mask = _causal_mask(attention_mask, hidden.shape[1], past)
+        source, source_mask = self._source(
+            hidden, encoder_hidden_states, encoder_attention_mask, past
         )
         output = self.encoder(
             constrain(hidden, "batch"),
             None if attention_mask is None else attention_bias(attention_mask),
             None if head_mask is None else self._layer_head_mask(head_mask),
             output_positions,
+            source,
+            None if source_mask is None else attention_bias(source_mask),
+            past,
             deterministic=deterministic,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
+        if use_cache is False:
+            output = dataclasses.replace(output, past_key_values=None)
         if not self.add_pooling_layer:
             return output
         pooled = self.pooler(output.last_hidden_state)
         return dataclasses.replace(output, pooler_output=pooled)
+
+    def _cache(
+        self, rows: Input | None, past: Cache | None, use_cache: bool | None
+    ) -> Cache | None:
+        """Return the cache to write to, an empty one where it is asked for but not given."""
+        if (use_cache or past is not None) and not self.config.is_decoder:
+            raise ValueError("past_key_values and use_cache are for decoders: is_decoder is off")
+        if rows is None:
+            return None  # the embeddings refuse that
+        if past is not None:
+            check_cache(past, self.config, *rows.shape[:2])
+        elif use_cache:
+            room = self.config.max_position_embeddings
+            past = init_cache(self.config, rows.shape[0], room, self.dtype)
+        return past
+
+    def _source(
+        self,
+        hidden: jax.Array,
+        source: Input | None,
+        mask: Input | None,
+        past: Cache | None,
+    ) -> tuple[jax.Array | None, Input | None]:
+        """Check what there is to cross-attend to, and its mask; `init` needs something."""
+        config, batch = self.config, hidden.shape[0]
+        if not config.add_cross_attention:
+            if source is not None or mask is not None:
+                raise ValueError(
+                    "encoder_hidden_states and encoder_attention_mask are for decoders with "
+                    f"cross-attention: is_decoder is {config.is_decoder}, add_cross_attention False"
+                )
+            return None, None
+        if source is None and self.is_initializing():
+            source = jnp.zeros((batch, 1, config.hidden_size))
+        length = None if source is None else source.shape[1]
+        if source is not None and source.shape != (batch, length, config.hidden_size):
+            raise ValueError(
+                f"encoder_hidden_states of shape {source.shape} do not fit {batch} rows and "
+                f"hidden_size {config.hidden_size}"
+            )
+        if past is not None and past.cross_key is not None:
+            kept = past.cross_key.shape[3]
+            if source is not None and length != kept:
+                raise ValueError(
+                    f"encoder_hidden_states of {length} tokens are not those of the cache, which "
+                    f"are {kept}"
+                )
+            source, length = None, kept
+        if mask is not None and mask.shape != (batch, length):
+            raise ValueError(
+                f"encoder_attention_mask of shape {mask.shape} does not fit {batch} rows and "
+                f"{length or 'no'} tokens of encoder_hidden_states"
+            )
+        return None if source is None else constrain(jnp.asarray(source), "batch"), mask
 
     def _layer_head_mask(self, head_mask: Input) -> Input:
         """Bring a head mask to [L, B or 1, H, T or 1, T or 1]."""
@@ -444,3 +292,16 @@ class BertModel(PretrainedModule):
     def word_embedding_table(self) -> Float[Array, "V D"]:
         """Return the word embeddings, which a tied decoder shares."""
         return self.embeddings.word_embeddings.embedding
+
+
+def _causal_mask(mask: Input | None, tokens: int, past: Cache | None) -> jax.Array:
+    """Return the mask of a decoder that reads some tokens behind those of the cache."""
+    if past is None:
+        return causal_mask(mask, tokens, tokens)
+    written = concrete(past.length)
+    if mask is not None and written is not None and mask.shape[-1] < written + tokens:
+        raise ValueError(
+            f"attention_mask of {mask.shape[-1]} tokens is short of the {written} in the cache and "
+            f"{tokens} new ones"
+        )
+    return causal_mask(mask, tokens, past.max_length, past.length)

@@ -6,6 +6,8 @@ Fields that were not asked for are None. Axis letters as in `bertjax.model`.
 import jax
 from flax import struct
 
+from bertjax.cache import Cache
+
 
 @struct.dataclass
 class BertModelOutput:
@@ -15,14 +17,18 @@ class BertModelOutput:
       last_hidden_state: [B, T, D].
       pooler_output: [B, D], tanh of a dense layer over the first token.
       hidden_states: L + 1 arrays [B, T, D]: the embeddings, then each layer's output.
+      past_key_values: the cache for the next tokens, of a decoder that was given or asked for one.
       attentions: L arrays [B, H, T, T]: probabilities after dropout and head mask, of the heads
-        that are stored where some are pruned.
+        that are stored where some are pruned; over all S places of a cache.
+      cross_attentions: L arrays [B, H, T, E], of a decoder that attends to an encoder.
     """
 
     last_hidden_state: jax.Array
     pooler_output: jax.Array | None = None
     hidden_states: tuple[jax.Array, ...] | None = None
+    past_key_values: Cache | None = None
     attentions: tuple[jax.Array, ...] | None = None
+    cross_attentions: tuple[jax.Array, ...] | None = None
 
 
 @struct.dataclass
@@ -64,6 +70,27 @@ class HeadOutput:
 @struct.dataclass
 class MaskedLMOutput(HeadOutput):
     """Output of `BertForMaskedLM`; logits [B, T, V], or [B, M, V] for `mlm_positions`."""
+
+
+@struct.dataclass
+class CausalLMOutputWithCrossAttentions:
+    """Output of `BertLMHeadModel`.
+
+    Attributes:
+      loss: float32 scalar, where labels were given.
+      logits: float32 [B, T, V], or [B, N, V] for the N tokens of `logits_to_keep`.
+      past_key_values: see `BertModelOutput`.
+      hidden_states: see `BertModelOutput`.
+      attentions: see `BertModelOutput`.
+      cross_attentions: see `BertModelOutput`.
+    """
+
+    loss: jax.Array | None = None
+    logits: jax.Array | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+    cross_attentions: tuple[jax.Array, ...] | None = None
 
 
 @struct.dataclass

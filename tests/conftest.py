@@ -16,7 +16,9 @@ install_import_hook(
         for name in (
             "activations",
             "attention",
+            "causal_lm",
             "dropout",
+            "encoder",
             "heads",
             "losses",
             "model",

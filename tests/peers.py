@@ -122,12 +122,9 @@ def compare(model, params, batch):
         given["inputs_embeds"].requires_grad_(True)
     theirs = peer(**given, output_hidden_states=True, output_attentions=True)
     theirs.loss.backward()
-    fields = [f for f in ours.__dataclass_fields__ if f not in ("hidden_states", "attentions")]
-    assert fields == [f for f in theirs if f not in ("hidden_states", "attentions")]
+    fields = [f for f in ours.__dataclass_fields__ if getattr(ours, f) is not None]
+    assert fields == [f for f, x in theirs.items() if not isinstance(x, tuple) or x]
     found = {f: _distance(getattr(ours, f), getattr(theirs, f)) for f in fields}
-    for field in ("hidden_states", "attentions"):
-        pairs = zip(getattr(ours, field), getattr(theirs, field), strict=True)
-        found[field] = max(_distance(a, b) for a, b in pairs)
     found |= _gradient_distances(model, grads, peer)
     if embeds_grad is not None:
         want = given["inputs_embeds"].grad
@@ -157,6 +154,8 @@ def _gradient_distances(model, grads, peer):
 
 
 def _distance(ours, theirs):
+    if isinstance(ours, tuple):
+        return max(_distance(a, b) for a, b in zip(ours, theirs, strict=True))
     theirs = theirs.detach().numpy()
     assert ours.shape == theirs.shape
     return float(np.abs(np.asarray(ours) - theirs).max())

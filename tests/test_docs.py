@@ -19,7 +19,7 @@ from tests.peers import quick_params
 README = Path(__file__).parent.parent / "README.md"
 
 
-@pytest.mark.parametrize("module", ["config", "model", "heads", "task_heads"])
+@pytest.mark.parametrize("module", ["config", "model", "heads", "task_heads", "causal_lm"])
 def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(f"bertjax.{module}"))
     assert result.attempted

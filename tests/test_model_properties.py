@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from bertjax.config import BertConfig
+from bertjax.encoder import gather_positions
 from bertjax.heads import BertForPreTraining
-from bertjax.model import BertModel, gather_positions
+from bertjax.model import BertModel
 from bertjax.pretrained import names
 from tests.models import BATCH, LENGTH, SMALL, apply, inputs, random_params
 

@@ -38,6 +38,7 @@ ALL_PATHS = (
     paths()
     | paths(tie_word_embeddings=False)
     | paths(position_embedding_type="relative_key")
+    | paths(is_decoder=True, add_cross_attention=True)
     | adapter_paths()
 )
 

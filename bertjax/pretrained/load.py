@@ -150,13 +150,15 @@ def class_of(config: BertConfig, tensor_names: Iterable[str]) -> tuple[str, dict
     given = formats.architectures(config)
     if given:
         name = given[0].removeprefix("Flax")
+        name = {"BertForCausalLM": "BertLMHeadModel"}.get(name, name)  # as Flax called it
         if name not in model_classes():
             raise InputError(
                 f"the checkpoint is of a {given[0]}, which bertjax has no class for; load the part "
                 "that you need with one of its classes, such as BertModel.from_pretrained"
             )
     elif has("cls.predictions."):
-        name = "BertForPreTraining" if has("cls.seq_relationship.") else "BertForMaskedLM"
+        alone = "BertLMHeadModel" if config.is_decoder else "BertForMaskedLM"
+        name = "BertForPreTraining" if has("cls.seq_relationship.") else alone
     elif has("cls.seq_relationship."):
         name = "BertForNextSentencePrediction"
     elif has("qa_outputs."):

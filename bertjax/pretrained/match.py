@@ -12,9 +12,11 @@ from bertjax.pretrained import names
 
 _LOG = logging.getLogger(__name__)
 
-# All that stands on top of the encoder, in parts that a checkpoint holds whole or not at all.
+# All that stands on top of the encoder, and a decoder's cross-attention in all layers: parts that a
+# checkpoint holds whole or not at all.
 _HEAD = re.compile(
-    r"(?:bert\.)?(pooler|cls\.predictions|cls\.seq_relationship|classifier|qa_outputs)\."
+    r"(?:bert\.)?(?:encoder\.layer\.\d+\.(?=crossattention))?"
+    r"(pooler|crossattention|cls\.predictions|cls\.seq_relationship|classifier|qa_outputs)\."
 )
 
 # Tensors of a torch checkpoint that its model does not use, where ours has no parameter for them:

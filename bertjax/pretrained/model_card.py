@@ -8,6 +8,7 @@ import jax
 _PIPELINE_TAGS = {
     "BertForPreTraining": "fill-mask",
     "BertForMaskedLM": "fill-mask",
+    "BertLMHeadModel": "text-generation",
     "BertForSequenceClassification": "text-classification",
     "BertForTokenClassification": "token-classification",
     "BertForQuestionAnswering": "question-answering",
