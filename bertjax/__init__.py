@@ -23,6 +23,8 @@ _PUBLIC = {
     "Cache": "cache",
     "CausalLMOutputWithCrossAttentions": "outputs",
     "FinetuneConfig": "run_config",
+    "GenerateOutput": "generation",
+    "GenerationConfig": "next_token",
     "InputError": "errors",
     "MaskedLMOutput": "outputs",
     "MultipleChoiceModelOutput": "outputs",
@@ -32,6 +34,7 @@ _PUBLIC = {
     "SequenceClassifierOutput": "outputs",
     "TokenClassifierOutput": "outputs",
     "from_pretrained": "pretrained",
+    "generate": "generation",
     "init_cache": "cache",
     "load_pretrained": "pretrained",
     "pipeline": "pipelines",
@@ -43,8 +46,10 @@ if TYPE_CHECKING:
     from bertjax.causal_lm import BertLMHeadModel
     from bertjax.config import BertConfig
     from bertjax.errors import InputError
+    from bertjax.generation import GenerateOutput, generate
     from bertjax.heads import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining
     from bertjax.model import BertModel
+    from bertjax.next_token import GenerationConfig
     from bertjax.outputs import (
         BertForPreTrainingOutput,
         BertModelOutput,
@@ -84,6 +89,8 @@ __all__ = [
     "Cache",
     "CausalLMOutputWithCrossAttentions",
     "FinetuneConfig",
+    "GenerateOutput",
+    "GenerationConfig",
     "InputError",
     "MaskedLMOutput",
     "MultipleChoiceModelOutput",
@@ -93,6 +100,7 @@ __all__ = [
     "SequenceClassifierOutput",
     "TokenClassifierOutput",
     "from_pretrained",
+    "generate",
     "init_cache",
     "load_pretrained",
     "pipeline",

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import json
 import logging
 
 import jax
@@ -276,7 +277,7 @@ def test_rows_do_not_depend_on_their_batch():
     mask = LEFT["attention_mask"][:, :20].copy()
     mask[:, -3:] = 1
 
-    def run(rows):
+    def run(rows, mask=mask):
         part = {k: v[rows] for k, v in given.items()}
         cache = init_cache(CROSS, len(rows), 24)
         cache = more(
@@ -286,6 +287,8 @@ def test_rows_do_not_depend_on_their_batch():
         return more(params, cache, part | {"input_ids": ids[rows, 20:22]}, mask[rows])
 
     full = run([0, 1, 2, 3, 4])
+    longer = np.pad(mask, ((0, 0), (0, 2)), constant_values=1)  # what it does not reach is real
+    np.testing.assert_array_equal(run([0, 1, 2, 3, 4], longer).logits, full.logits)
     for row in range(BATCH):
         alone = run([row])
         np.testing.assert_allclose(alone.logits[0], full.logits[row], rtol=0, atol=STEP)
@@ -463,6 +466,16 @@ def test_encoder_becomes_decoder_and_back(tmp_path, caplog):
         )
     assert "left out 20 tensors" in caplog.messages[-1]
     assert_same_trees(back, params)
+
+
+@pytest.mark.parametrize("named", ["BertForCausalLM", "FlaxBertForCausalLM", None])
+def test_class_is_found_without_its_name(named, tmp_path):
+    model = BertLMHeadModel(dataclasses.replace(DECODER, **ONE))
+    save_pretrained(tmp_path, model, quick_params(model))
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architectures"] = [named] if named else None
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert type(from_pretrained(tmp_path)[0]) is BertLMHeadModel
 
 
 def test_pruned_decoder_equals_its_head_mask():

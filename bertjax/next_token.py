@@ -1,0 +1,154 @@
+"""Rules on the scores of the next token: what may not follow, and what a sample is drawn from.
+
+Axis letters: B rows, S places for tokens, V vocabulary. Formulas and their order are those of
+transformers, so that the same scores choose the same tokens.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How to write on: field names and meanings are those of transformers.
+
+    Raises:
+      InputError: a value out of its range.
+    """
+
+    max_new_tokens: int = 20
+    """Tokens to write at most."""
+    min_new_tokens: int = 0
+    """No end before so many."""
+    eos_token_id: int | tuple[int, ...] | None = None
+    """Tokens that end a row; None takes the model config's."""
+    pad_token_id: int | None = None
+    """What follows the end of a row; None takes the model config's, or else the first end."""
+    forced_bos_token_id: int | None = None
+    """First token to write, whatever its score."""
+    repetition_penalty: float = 1.0
+    """Over 1, tokens that are there already count less (Keskar et al., arXiv 1909.05858)."""
+    no_repeat_ngram_size: int = 0
+    """No so many tokens in a row come twice; 0 lets them."""
+    do_sample: bool = False
+    """Draw the next token instead of taking the likeliest; what follows is for this alone."""
+    temperature: float = 1.0
+    """Scores are divided by it."""
+    top_k: int = 50
+    """Draw from so many likeliest tokens; 0 from all."""
+    top_p: float = 1.0
+    """Draw from the fewest that have this probability together (Holtzman et al.,
+    arXiv 1904.09751)."""
+    min_p: float = 0.0
+    """Draw from those that are this probable beside the likeliest (Nguyen et al.,
+    arXiv 2407.01082)."""
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "min_new_tokens": (
+                0 <= self.min_new_tokens <= self.max_new_tokens,
+                f"in [0, max_new_tokens {self.max_new_tokens}]",
+            ),
+            "repetition_penalty": (self.repetition_penalty > 0, "positive"),
+            "no_repeat_ngram_size": (self.no_repeat_ngram_size >= 0, "at least 0"),
+            "temperature": (self.temperature > 0, "positive"),
+            "top_k": (self.top_k >= 0, "at least 0"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
+        }
+        for name, (fits, wanted) in ranges.items():
+            if not fits:
+                raise InputError(f"{name} must be {wanted}; got {getattr(self, name)}")
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a row."""
+        given = self.eos_token_id
+        return () if given is None else (given,) if isinstance(given, int) else tuple(given)
+
+
+def next_scores(
+    settings: GenerationConfig,
+    scores: jax.Array,
+    tokens: jax.Array,
+    real: jax.Array,
+    length: jax.Array,
+    written: jax.Array,
+) -> jax.Array:
+    """Apply all rules to the scores of the next token.
+
+    Args:
+      settings: the rules.
+      scores: float32 [B, V].
+      tokens: [B, S], of which the first `length` are there.
+      real: bool [B, S], False at padding.
+      length: scalar.
+      written: scalar, how many of them are no prompt.
+
+    Returns:
+      float32 [B, V], -inf where a token may not follow.
+    """
+    there = real & (jnp.arange(tokens.shape[1]) < length)
+    if settings.repetition_penalty != 1.0:
+        scores = _penalize(scores, tokens, there, settings.repetition_penalty)
+    if settings.no_repeat_ngram_size:
+        repeats = _repeats(tokens, there, length, settings.no_repeat_ngram_size, scores.shape[1])
+        scores = jnp.where(repeats, -jnp.inf, scores)
+    ends = settings.eos_token_ids
+    if settings.min_new_tokens and ends:
+        early = written < settings.min_new_tokens
+        scores = jnp.where(early, scores.at[:, jnp.array(ends)].set(-jnp.inf), scores)
+    if settings.forced_bos_token_id is not None:
+        forced = jnp.full_like(scores, -jnp.inf).at[:, settings.forced_bos_token_id].set(0.0)
+        scores = jnp.where(written == 0, forced, scores)
+    return _warped(settings, scores) if settings.do_sample else scores
+
+
+def _penalize(scores: jax.Array, tokens: jax.Array, there: jax.Array, penalty: float) -> jax.Array:
+    seen = _marked(tokens, there, scores.shape[1])
+    return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def _repeats(
+    tokens: jax.Array, there: jax.Array, length: jax.Array, size: int, vocabulary: int
+) -> jax.Array:
+    """Mark the tokens [B, V] that would make the last `size` a repetition of others before."""
+    starts = tokens.shape[1] - size + 1
+    if starts < 1:
+        return jnp.zeros((tokens.shape[0], vocabulary), bool)
+    same = jnp.ones((tokens.shape[0], starts), bool)
+    for i in range(size - 1):
+        last = jax.lax.dynamic_slice_in_dim(tokens, length - (size - 1) + i, 1, axis=1)
+        same &= (tokens[:, i : i + starts] == last) & there[:, i : i + starts]
+    return _marked(tokens[:, size - 1 :], same & there[:, size - 1 :], vocabulary)
+
+
+def _marked(tokens: jax.Array, which: jax.Array, vocabulary: int) -> jax.Array:
+    """Return bool [B, V]: the tokens of each row that are marked."""
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    nowhere = jnp.where(which, tokens, vocabulary)
+    return jnp.zeros((tokens.shape[0], vocabulary), bool).at[rows, nowhere].set(True, mode="drop")
+
+
+def _warped(settings: GenerationConfig, scores: jax.Array) -> jax.Array:
+    """Leave what a sample may be drawn from."""
+    scores = scores / settings.temperature
+    if 0 < settings.top_k < scores.shape[1]:
+        least = jax.lax.top_k(scores, settings.top_k)[0][:, -1:]
+        scores = jnp.where(scores < least, -jnp.inf, scores)
+    if settings.top_p < 1.0:
+        order = jnp.argsort(scores, axis=-1)
+        rising = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(scores, order, -1)), axis=-1)
+        dropped = (rising <= 1 - settings.top_p).at[:, -1].set(False)
+        back = jnp.argsort(order, axis=-1)
+        scores = jnp.where(jnp.take_along_axis(dropped, back, -1), -jnp.inf, scores)
+    if settings.min_p > 0.0:
+        probs = jax.nn.softmax(scores)
+        few = probs < settings.min_p * probs.max(axis=-1, keepdims=True)
+        scores = jnp.where(few, -jnp.inf, scores)
+    return scores
