@@ -1,4 +1,4 @@
-"""Writing on from prompts: greedy and sampling, one compiled loop over the cache.
+"""Writing on from prompts: greedy, samples and beams, one compiled loop over the cache.
 
 Axis letters: B rows, P tokens of the prompts, N tokens to write, V vocabulary, E tokens of an
 encoder.
@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from bertjax.cache import Cache, init_cache
+from bertjax import beams
+from bertjax.cache import Cache
 from bertjax.config import BertConfig
 from bertjax.errors import InputError
 from bertjax.module import Input
 from bertjax.next_token import GenerationConfig, next_scores
+from bertjax.prompt import Prompt, PromptReader
 
 
 @struct.dataclass
@@ -25,24 +27,19 @@ class GenerateOutput:
     """What was written.
 
     Attributes:
-      sequences: int32 [B, P + N], prompts included; padding after the end of a row.
+      sequences: int32 [B, P + N], prompts included; padding after the end of a row. With several
+        sequences of a prompt, [B x R, P + N], those of a prompt one after the other, best first.
       lengths: int32 [B], tokens written, the one that ends a row included.
       scores: float32 [B, N, V] that each token was chosen by, where they were asked for; 0 where
-        all rows had ended.
+        all rows had ended. Beams have none.
+      sequences_scores: float32 [B x R], of beams: the sum of the tokens' log probabilities over
+        their number to the power of length_penalty.
     """
 
     sequences: jax.Array
     lengths: jax.Array
     scores: jax.Array | None = None
-
-
-class Prompt(NamedTuple):
-    """What there is before anything is written; `mask` is [B, P], all else as in a call."""
-
-    input_ids: jax.Array
-    mask: Input
-    encoder_hidden_states: Input | None
-    encoder_attention_mask: Input | None
+    sequences_scores: jax.Array | None = None
 
 
 def generate(
@@ -86,6 +83,9 @@ def generate(
     prompt = Prompt(
         jnp.asarray(input_ids, jnp.int32), mask, encoder_hidden_states, encoder_attention_mask
     )
+    if settings.num_beams > 1:
+        found = _search(model, settings, params, prompt, seeds)
+        return GenerateOutput(found.sequences, found.lengths, sequences_scores=found.scores)
     return _generate(model, settings, output_scores, params, prompt, seeds)
 
 
@@ -120,12 +120,19 @@ def _check(
             f"{length} tokens of the prompts and {new} new ones are over max_position_embeddings "
             f"{most}"
         )
+    if settings.num_beams > config.vocab_size:
+        raise InputError(
+            f"num_beams {settings.num_beams} are more than the vocabulary of {config.vocab_size}"
+        )
     named = {"pad_token_id": settings.pad_token_id, "forced": settings.forced_bos_token_id}
     named |= {f"eos_token_id {i}": token for i, token in enumerate(settings.eos_token_ids)}
     ids = {"input_ids": int(input_ids.max()), "least of input_ids": int(input_ids.min())} | named
     for name, token in ids.items():
         if token is not None and not 0 <= token < config.vocab_size:
             raise InputError(f"{name}: {token} is outside the vocabulary of {config.vocab_size}")
+
+
+_search = functools.partial(jax.jit, static_argnums=(0, 1))(beams.search)
 
 
 class _State(NamedTuple):
@@ -208,46 +215,3 @@ def _choose(
         return jax.random.categorical(jax.random.fold_in(key, written), row)
 
     return jax.vmap(draw)(keys, scores).astype(jnp.int32)
-
-
-class PromptReader:
-    """A model that reads prompts and then, token by token, what is written behind them."""
-
-    def __init__(self, model: Any, params: Any, prompt: Prompt, new_tokens: int) -> None:
-        self._model, self._params, self._prompt = model, params, prompt
-        self.mask = jnp.pad(prompt.mask, ((0, 0), (0, new_tokens)), constant_values=True)
-        # As in transformers, padding has position 0.
-        self._positions = jnp.maximum(jnp.cumsum(self.mask, axis=1, dtype=jnp.int32) - 1, 0)
-
-    def read_prompt(self) -> tuple[Cache, jax.Array]:
-        """Return the cache of the prompts and the scores [B, V] of the next token."""
-        batch, length = self._prompt.input_ids.shape
-        room = self.mask.shape[1]
-        cache = init_cache(self._model.config, batch, room, self._model.dtype)
-        return self._apply(
-            cache,
-            self._prompt.input_ids,
-            self._positions[:, :length],
-            encoder_hidden_states=self._prompt.encoder_hidden_states,
-        )
-
-    def read(self, cache: Cache, tokens: jax.Array, written: jax.Array) -> tuple[Cache, jax.Array]:
-        """Return the cache and the scores after one more token a row, of such a number."""
-        place = self._prompt.input_ids.shape[1] + written
-        positions = jax.lax.dynamic_slice_in_dim(self._positions, place, 1, axis=1)
-        return self._apply(cache, tokens, positions)
-
-    def _apply(
-        self, cache: Cache, tokens: jax.Array, positions: jax.Array, **given: Any
-    ) -> tuple[Cache, jax.Array]:
-        output = self._model.apply(
-            {"params": self._params},
-            tokens,
-            self.mask,
-            position_ids=positions,
-            past_key_values=cache,
-            encoder_attention_mask=self._prompt.encoder_attention_mask,
-            logits_to_keep=1,
-            **given,
-        )
-        return output.past_key_values, output.logits[:, 0]

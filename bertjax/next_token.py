@@ -34,6 +34,15 @@ class GenerationConfig:
     """Over 1, tokens that are there already count less (Keskar et al., arXiv 1909.05858)."""
     no_repeat_ngram_size: int = 0
     """No so many tokens in a row come twice; 0 lets them."""
+    num_beams: int = 1
+    """Over 1, keep so many beginnings of each row, and of their continuations the likeliest."""
+    num_return_sequences: int = 1
+    """Best sequences to return of each row, up to num_beams."""
+    length_penalty: float = 1.0
+    """A beam's log probability is divided by its length to this power."""
+    early_stopping: bool = False
+    """Be done with a row as soon as num_beams of its sequences have ended; if not, go on while a
+    better one looks possible."""
     do_sample: bool = False
     """Draw the next token instead of taking the likeliest; what follows is for this alone."""
     temperature: float = 1.0
@@ -56,6 +65,11 @@ class GenerationConfig:
             ),
             "repetition_penalty": (self.repetition_penalty > 0, "positive"),
             "no_repeat_ngram_size": (self.no_repeat_ngram_size >= 0, "at least 0"),
+            "num_beams": (self.num_beams >= 1, "at least 1"),
+            "num_return_sequences": (
+                1 <= self.num_return_sequences <= self.num_beams,
+                f"in [1, num_beams {self.num_beams}]",
+            ),
             "temperature": (self.temperature > 0, "positive"),
             "top_k": (self.top_k >= 0, "at least 0"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
@@ -136,19 +150,21 @@ def _marked(tokens: jax.Array, which: jax.Array, vocabulary: int) -> jax.Array:
 
 
 def _warped(settings: GenerationConfig, scores: jax.Array) -> jax.Array:
-    """Leave what a sample may be drawn from."""
+    """Leave what a sample may be drawn from; a beam needs more to go on with than may end it."""
+    some = 1 if settings.num_beams == 1 else max(2, 1 + len(settings.eos_token_ids))
     scores = scores / settings.temperature
     if 0 < settings.top_k < scores.shape[1]:
-        least = jax.lax.top_k(scores, settings.top_k)[0][:, -1:]
+        least = jax.lax.top_k(scores, max(some, settings.top_k))[0][:, -1:]
         scores = jnp.where(scores < least, -jnp.inf, scores)
     if settings.top_p < 1.0:
         order = jnp.argsort(scores, axis=-1)
         rising = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(scores, order, -1)), axis=-1)
-        dropped = (rising <= 1 - settings.top_p).at[:, -1].set(False)
+        dropped = (rising <= 1 - settings.top_p).at[:, -some:].set(False)
         back = jnp.argsort(order, axis=-1)
         scores = jnp.where(jnp.take_along_axis(dropped, back, -1), -jnp.inf, scores)
     if settings.min_p > 0.0:
         probs = jax.nn.softmax(scores)
         few = probs < settings.min_p * probs.max(axis=-1, keepdims=True)
+        few &= scores < jax.lax.top_k(scores, some)[0][:, -1:]
         scores = jnp.where(few, -jnp.inf, scores)
     return scores

@@ -64,14 +64,21 @@ def assert_same_tokens(ours, want):
     assert not ours[:, length:].any()
 
 
-@pytest.mark.parametrize("config", [DECODER, CROSS], ids=["alone", "cross"])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        *((name, DECODER) for name in ("plain", "no early end", "penalty", "all")),
+        *((name, CROSS) for name in ("ends", "bigrams")),
+    ],
+)
 def test_greedy_is_that_of_transformers(name, config):
     model, params, peer = pair(config)
     given = source() if config.add_cross_attention else {}
     settings = GenerationConfig(max_new_tokens=NEW, **RULES[name])
-    ours = generate(model, params, PROMPT, MASK, settings=settings, output_scores=True, **given)
-    want = theirs(peer, PROMPT, MASK, RULES[name], given)
+    # Padding is no part of an n-gram; in transformers it is.
+    mask = np.ones_like(MASK) if "no_repeat_ngram_size" in RULES[name] else MASK
+    ours = generate(model, params, PROMPT, mask, settings=settings, output_scores=True, **given)
+    want = theirs(peer, PROMPT, mask, RULES[name], given)
     assert_same_tokens(ours.sequences, want.sequences)
     written = np.asarray(ours.sequences)[:, 12:]
     ends = np.isin(written, settings.eos_token_ids)
@@ -82,6 +89,55 @@ def test_greedy_is_that_of_transformers(name, config):
         np.testing.assert_allclose(
             ours.scores[:, step][alive], scores.numpy()[alive], rtol=0, atol=OUTPUT
         )
+
+
+BEAMS = {
+    "plain": {"num_beams": 3},
+    "ends": {"num_beams": 4, "eos_token_id": (44, 62, 24), "num_return_sequences": 3},
+    "short": {"num_beams": 3, "eos_token_id": 44, "length_penalty": -1.0},
+    "long, early": {
+        "num_beams": 2,
+        "eos_token_id": (44, 67),
+        "length_penalty": 2.0,
+        "early_stopping": True,
+        "min_new_tokens": 3,
+        "repetition_penalty": 1.3,
+        "num_return_sequences": 2,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("plain", DECODER), ("short", DECODER), ("ends", CROSS), ("long, early", CROSS)],
+)
+def test_beams_are_those_of_transformers(name, config):
+    model, params, peer = pair(config)
+    given = source() if config.add_cross_attention else {}
+    settings = GenerationConfig(max_new_tokens=NEW, **BEAMS[name])
+    ours = generate(model, params, PROMPT, MASK, settings=settings, **given)
+    want = theirs(peer, PROMPT, MASK, BEAMS[name], given)
+    scores = ours.sequences_scores, want.sequences_scores
+    np.testing.assert_allclose(*scores, rtol=1e-6, atol=OUTPUT)  # sums, some of them hundreds
+    for tokens, their, length in zip(ours.sequences, want.sequences, ours.lengths, strict=True):
+        written = slice(0, 12 + int(length))
+        np.testing.assert_array_equal(tokens[written], their[written])
+        assert not np.asarray(tokens[written.stop :]).any()  # transformers fills up with an end
+    if "eos_token_id" in BEAMS[name]:
+        assert len(set(np.asarray(ours.lengths).tolist())) > 1
+
+
+def test_sampled_beams_differ_by_seed_and_not_by_batch():
+    model, params, _ = pair(DECODER)
+    settings = GenerationConfig(
+        max_new_tokens=6, num_beams=3, do_sample=True, temperature=5.0, num_return_sequences=2
+    )
+    run = lambda ids, seeds: generate(model, params, ids, settings=settings, seeds=seeds)  # noqa: E731
+    ids = np.repeat(PROMPT[:1, -4:], 3, axis=0)
+    found = np.asarray(run(ids, np.array([1, 2, 1])).sequences).reshape(3, 2, -1)
+    np.testing.assert_array_equal(found[0], found[2])
+    assert (found[0] != found[1]).any()
+    np.testing.assert_array_equal(run(ids[:1], np.array([1])).sequences, found[0])
 
 
 def test_rows_end_at_different_times():
@@ -109,9 +165,13 @@ def test_rows_do_not_depend_on_their_batch(sample):
         real = MASK[row] != 0
         given = {k: v[row : row + 1] for k, v in source().items()}
         alone = generate(
-            model, params, PROMPT[row : row + 1, real], settings=settings, seeds=seeds[row : row + 1],
+            model,
+            params,
+            PROMPT[row : row + 1, real],
+            settings=settings,
+            seeds=seeds[row : row + 1],
             **given,
-        )  # fmt: skip
+        )
         np.testing.assert_array_equal(alone.sequences[0, real.sum() :], full.sequences[row, 12:])
 
 
@@ -166,7 +226,7 @@ def test_samples_have_the_distribution():
     ids = np.repeat(PROMPT[:1, -3:], draws, axis=0)
     ours = np.asarray(generate(model, params, ids, settings=settings).sequences)
     scored = generate(model, params, ids[:1], settings=settings, output_scores=True).scores[0]
-    probs = np.asarray(jax.nn.softmax(scored[0]))
+    probs = np.asarray(jax.nn.softmax(scored[0]), np.float64)
     kept = np.flatnonzero(probs)
     assert len(kept) == 6
     counts = np.bincount(ours[:, 3], minlength=99)
@@ -177,7 +237,7 @@ def test_samples_have_the_distribution():
     after = np.bincount(ours[ours[:, 3] == common, 4], minlength=99)
     prefix = np.concatenate([ids[:1], [[common]]], axis=1)
     again = generate(model, params, prefix, settings=settings, output_scores=True).scores[0, 0]
-    probs = np.asarray(jax.nn.softmax(again))
+    probs = np.asarray(jax.nn.softmax(again), np.float64)
     kept = np.flatnonzero(probs)
     expected = after.sum() * probs[kept] / probs[kept].sum()
     assert stats.chisquare(after[kept], expected).pvalue > 1e-3
@@ -197,6 +257,10 @@ def test_prompts_of_one_shape_compile_once():
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
         ({"min_new_tokens": 21}, r"min_new_tokens must be in \[0, max_new_tokens 20\]; got 21"),
+        (
+            {"num_beams": 2, "num_return_sequences": 3},
+            r"num_return_sequences must be in \[1, num_beams 2\]; got 3",
+        ),
         ({"temperature": 0.0}, "temperature must be positive; got 0.0"),
         ({"top_p": 1.5}, r"top_p must be in \(0, 1\]; got 1.5"),
     ],
@@ -214,6 +278,7 @@ def test_bad_input():
             generate(model, params, ids, mask, settings=GenerationConfig(**fields))
 
     fails("12 tokens of the prompts and 29 new ones are over .* 40", max_new_tokens=29)
+    fails("num_beams 100 are more than the vocabulary of 99", num_beams=100)
     fails("row 1 ends in padding", mask=MASK[:, ::-1])
     fails(r"got \(5, 12\) and \(5, 11\)", mask=MASK[:, 1:])
     fails("eos_token_id 1: 99 is outside the vocabulary of 99", eos_token_id=(3, 99))
