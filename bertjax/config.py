@@ -82,7 +82,7 @@ class BertConfig:
     add_cross_attention: bool = False
     """Layers also attend to an encoder's output."""
     use_cache: bool = True
-    """Decoders return keys and values for the next step."""
+    """Kept for the file: a decoder returns a cache where a call gives it one or asks for one."""
     is_encoder_decoder: bool = False
     """Part of an encoder-decoder pair."""
     tie_encoder_decoder: bool = False
