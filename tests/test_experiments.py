@@ -99,7 +99,8 @@ def test_recipes_have_their_published_numbers():
     assert float(rate(halfway)) == pytest.approx(6e-3 * 0.5**0.5, rel=1e-2)
     data = base.data
     flops = train_flops(base.model, data.sequence_length, data.max_predictions_per_seq)
-    assert flops == pytest.approx(69.93e9, rel=1e-3)
+    # 69.93 published, less what the last layer does not compute (tests/test_flops.py).
+    assert flops == pytest.approx(66.02e9, rel=1e-3)
 
 
 def test_google_profile():

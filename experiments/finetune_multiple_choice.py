@@ -1,0 +1,20 @@
+"""Multiple choice: which of five answers fits the question (CommonsenseQA).
+
+    bertjax finetune experiments/finetune_multiple_choice.py \\
+        --task.train train_rand_split.jsonl --task.validation dev_rand_split.jsonl
+
+Not measured yet; see README.md here.
+
+Other data sets: `--task.name swag`, `--task.name cosmos_qa`.
+"""
+
+from bertjax.run_config import FinetuneConfig, OptimizerConfig, TaskConfig
+
+CONFIG = FinetuneConfig(
+    run_dir="runs/csqa",
+    init_from="sentence-transformers/all-MiniLM-L6-v2",
+    task=TaskConfig(name="csqa", sequence_length=64),
+    optimizer=OptimizerConfig(learning_rate=1e-4),
+    epochs=2,
+    batch_size=16,
+)

@@ -1,0 +1,21 @@
+"""Classification of pairs of texts: does one follow from the other, does it hold the answer.
+
+    bertjax finetune experiments/finetune_pairs.py --task.train train.csv --task.validation dev.csv
+    bertjax finetune experiments/finetune_pairs.py --task.name qnli --run-dir runs/qnli \\
+        --task.train train.tsv --task.validation dev.tsv
+
+Not measured yet; see README.md here.
+
+For your own table name its columns:
+`--task.name classification --task.text-columns question passage --task.label-column relevant`.
+"""
+
+from bertjax.run_config import FinetuneConfig, OptimizerConfig, TaskConfig
+
+CONFIG = FinetuneConfig(
+    run_dir="runs/snli",
+    init_from="sentence-transformers/all-MiniLM-L6-v2",
+    task=TaskConfig(name="snli", sequence_length=128),
+    optimizer=OptimizerConfig(learning_rate=1e-4),
+    epochs=3,
+)

@@ -1,0 +1,23 @@
+"""Answers to questions, as spans of a passage (files in SQuAD's layout).
+
+    bertjax finetune experiments/finetune_questions.py \\
+        --task.train train-v1.1.json --task.validation dev-v1.1.json
+    bertjax finetune experiments/finetune_questions.py --task.name squad_v2 --run-dir runs/squad2 \\
+        --task.train train-v2.0.json --task.validation dev-v2.0.json
+
+Not measured yet; see README.md here.
+
+Passages longer than `task.sequence_length` are read in windows that begin `task.doc_stride` tokens
+after one another.
+"""
+
+from bertjax.run_config import FinetuneConfig, OptimizerConfig, TaskConfig
+
+CONFIG = FinetuneConfig(
+    run_dir="runs/squad",
+    init_from="sentence-transformers/all-MiniLM-L6-v2",
+    task=TaskConfig(name="squad", sequence_length=384, doc_stride=128),
+    optimizer=OptimizerConfig(learning_rate=1e-4),
+    epochs=2,
+    batch_size=16,
+)
