@@ -127,6 +127,7 @@ def test_beams_are_those_of_transformers(name, config):
         assert len(set(np.asarray(ours.lengths).tolist())) > 1
 
 
+@pytest.mark.slow
 def test_sampled_beams_differ_by_seed_and_not_by_batch():
     model, params, _ = pair(DECODER)
     settings = GenerationConfig(
@@ -155,6 +156,7 @@ def test_a_prompt_of_one_token_without_a_mask():
     assert_same_tokens(ours.sequences, want.sequences)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample", [False, True])
 def test_rows_do_not_depend_on_their_batch(sample):
     model, params, _ = pair(CROSS)
@@ -218,6 +220,7 @@ def test_what_a_sample_is_drawn_from_is_that_of_transformers(rules):
     np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_samples_have_the_distribution():
     """Chi-squared over what 4,000 seeds draw as first and second token, from fixed scores."""
     model, params, _ = pair(DECODER)
