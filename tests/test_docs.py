@@ -69,7 +69,8 @@ def test_readme_python_examples(tmp_path, monkeypatch):
             assert shapes == {"guesses": (2, 3), "follows": (2,), "tags": (2, 8), "right": (2,)}
             assert names["output"].logits.shape == (2, 2)
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    assert names["output"].logits.shape == (2, 2)
+    assert names["written"].sequences.shape == (4, 16)
+    assert int(names["output"].past_key_values.length) == 8
     assert names["model"].config.vocab_size == 31000
     assert names["model"].config.pruned_heads == ((0, 1), (0, 3), (1, 2))
     assert "adapters" in names
