@@ -176,5 +176,5 @@ def _weighted_mean_jvp(
 
 def _weigh(weights: Float[Array, "B H T S"], value: Float[Array, "B S H K"]) -> jax.Array:
     # Heads before tokens: asked for tokens first, XLA on a CPU fuses softmax and product into one
-    # loop, which takes three to four times as long.
+    # loop, which takes up to four times as long.
     return jnp.einsum("bhts,bshk->bhtk", weights, value).swapaxes(1, 2)

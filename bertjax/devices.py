@@ -32,7 +32,7 @@ def keep_freed_memory() -> bool:
     """Let memory that this process has freed stay with it, for what it allocates next.
 
     By default glibc returns large blocks to the kernel at once, so that a step on a CPU has all its
-    memory mapped and cleared anew, page by page: a quarter of the time of a small model's step. The
+    memory mapped and cleared anew, page by page: a fifth of the time of a small model's step. The
     price is that the process never shrinks. Other C libraries are left as they are.
 
     Returns:
