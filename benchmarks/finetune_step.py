@@ -84,7 +84,7 @@ def bucketed(arguments, rows):
     from bertjax.data.bucketing import steps_per_epoch, training_batches
 
     size = arguments.batch_size
-    epoch = training_batches(rows, size, arguments.longest, seed=0)
+    epoch = training_batches(rows, size, seed=0)
     return spaced(itertools.islice(epoch, steps_per_epoch(rows, size)), arguments.batches)
 
 
@@ -104,6 +104,7 @@ class Bertjax:
 
         import bertjax
         from bertjax import sharding, train
+        from bertjax.devices import open_mesh
         from bertjax.objectives import FinetuningObjective
         from bertjax.optimizer import optimizer
         from bertjax.run_config import MeshConfig
@@ -117,7 +118,7 @@ class Bertjax:
             num_labels=fixed.get(task.family, len(data.labels)),
             problem_type=task.problem_type,
         )
-        mesh = sharding.make_mesh(MeshConfig())
+        mesh = open_mesh(MeshConfig(), batch_size=len(batches[0]["weights"]))
         model, params = getattr(bertjax, task.head).from_pretrained(init_from, config=config)
         objective = FinetuningObjective(model)
         tx = optimizer(rule, 10_000)

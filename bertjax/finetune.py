@@ -247,9 +247,8 @@ def _first_state(
 def _global_batches(
     config: FinetuneConfig, train: Split, mesh: Mesh, start: int
 ) -> Iterator[Batch]:
-    longest = config.task.sequence_length
     streams = [
-        training_batches(train.rows, config.batch_size, longest, seed=seed, start=start)
+        training_batches(train.rows, config.batch_size, seed=seed, start=start)
         for seed in config.all_seeds
     ]
     if config.seeds > 1:

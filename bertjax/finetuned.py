@@ -97,9 +97,8 @@ class Finetuned:
         _, params = load_pretrained(
             head, self._path, config=self._model_config, shardings=shardings
         )
-        longest = self._settings.sequence_length
         objective: Any = FinetuningObjective(model)
-        scorer = Scorer(objective, self._mesh, shardings, self._config.batch_size, longest)
+        scorer = Scorer(objective, self._mesh, shardings, self._config.batch_size)
         return scorer.logits(params, rows, progress=self.writes)
 
     @property

@@ -67,8 +67,7 @@ class Keeper:
             shardings = shardings["base"]
             self._merge = jax.jit(objective.merged, out_shardings=shardings)
         plain = FinetuningObjective(objective.model)
-        longest = config.task.sequence_length
-        self._scorer = Scorer(plain, mesh, shardings, config.batch_size, longest)
+        self._scorer = Scorer(plain, mesh, shardings, config.batch_size)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return the task's metrics on the held-out split; see `seeds.over_seeds` for several."""

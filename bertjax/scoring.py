@@ -38,7 +38,6 @@ class Scorer:
       mesh: the mesh.
       shardings: of the parameters.
       batch_size: rows of a batch, over the whole mesh.
-      longest: width of the widest batch.
     """
 
     def __init__(
@@ -47,7 +46,6 @@ class Scorer:
         mesh: Mesh,
         shardings: Any,
         batch_size: int,
-        longest: int,
     ) -> None:
         def step(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
             output = objective.outputs(params, batch, None)
@@ -62,7 +60,6 @@ class Scorer:
         )
         self._mesh = mesh
         self._batch_size = batch_size
-        self._longest = longest
 
     def logits(
         self, params: Any, rows: Rows, progress: bool = False
@@ -77,7 +74,7 @@ class Scorer:
         bar = tqdm(total=len(rows), unit="row", leave=False, disable=None if progress else True)
         start, stop = host_rows(self._mesh, self._batch_size)
         found: tuple[list[np.ndarray], ...] = ()
-        for picked, batch in evaluation_batches(rows, self._batch_size, self._longest):
+        for picked, batch in evaluation_batches(rows, self._batch_size):
             mine = {name: array[start:stop] for name, array in batch.items()}
             with jax.set_mesh(self._mesh):
                 outputs = self._step(params, global_batch(mine, self._mesh, self._batch_size))

@@ -148,8 +148,7 @@ def test_full_size_fine_tuning_step_builds(name, sentence_encoder):
     tokenizer = BertTokenizer.from_pretrained(sentence_encoder)
     files = (str(EXCERPTS / FINETUNED[name]),)
     split = read_split(task, config.task, files, "train", tokenizer)
-    longest = config.task.sequence_length
-    batch = next(training_batches(split.rows, config.batch_size, longest, seed=0))
+    batch = next(training_batches(split.rows, config.batch_size, seed=0))
 
     scores = {"regression": 1, "question_answering": 2}.get(task.family, len(split.data.labels))
     size = BertConfig.preset(
