@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bertjax import lora
+from bertjax.causal_lm import BertLMHeadModel, next_tokens
 from bertjax.heads import BertForPreTraining
 from bertjax.lora_config import LoraConfig
 from bertjax.losses import (
@@ -72,6 +73,48 @@ class PretrainingObjective:
             sums["sentence_accuracy"] = accuracy(logits, pairs)
             if self.common_token is not None:
                 sums["second_label"] = LossSum(jnp.sum((pairs == 1) * kept), jnp.sum(kept))
+        if self.common_token is not None:
+            hits = (labels == self.common_token) * weights
+            sums["common_token_accuracy"] = LossSum(jnp.sum(hits), jnp.sum(weights))
+        return sums
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalObjective:
+    """The next token, on batches of `data.pretraining` without masks.
+
+    Attributes:
+      model: the module, a decoder.
+      common_token: as in `PretrainingObjective`.
+    """
+
+    model: BertLMHeadModel
+    common_token: int | None = None
+
+    def init(self, key: jax.Array) -> Any:
+        """Return fresh parameters."""
+        return self.model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the number of tokens that follow another."""
+        return {"lm_loss": jnp.sum(batch["attention_mask"][:, 1:], dtype=jnp.float32)}
+
+    def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
+        """Return the sums of losses and of hits."""
+        output: Any = self.model.apply(
+            {"params": params},
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["token_type_ids"],
+            deterministic=dropout_key is None,
+            rngs={} if dropout_key is None else {"dropout": dropout_key},
+        )
+        labels = next_tokens(batch["input_ids"])
+        weights = jnp.pad(batch["attention_mask"][:, 1:].astype(jnp.float32), ((0, 0), (0, 1)))
+        sums = {
+            "lm_loss": cross_entropy(output.logits, labels, weights),
+            "lm_accuracy": accuracy(output.logits, labels, weights),
+        }
         if self.common_token is not None:
             hits = (labels == self.common_token) * weights
             sums["common_token_accuracy"] = LossSum(jnp.sum(hits), jnp.sum(weights))

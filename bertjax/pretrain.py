@@ -1,4 +1,7 @@
-"""The pretraining job: from a `PretrainConfig` to a trained, evaluated and exported BERT."""
+"""The pretraining job: from a `PretrainConfig` to a trained, evaluated and exported BERT.
+
+A decoder learns to predict the next token, any other model masked tokens and sentence pairs.
+"""
 
 import dataclasses
 import math
@@ -8,25 +11,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from bertjax import pretrained, run_dir, sharding
+from bertjax.causal_lm import BertLMHeadModel
 from bertjax.checkpoint import Checkpoints
-from bertjax.data.documents import check_vocab, open_documents, read_corpus_json
-from bertjax.data.masking import continuation_pieces
+from bertjax.data.documents import read_corpus_json
 from bertjax.data.pretraining import PretrainingExamples, evaluation_batches, pretraining_batches
-from bertjax.data.vocab import SpecialIds, read_vocab, special_ids
 from bertjax.devices import open_mesh
 from bertjax.errors import InputError
 from bertjax.fit import Window, fit
 from bertjax.flops import peak_flops, train_flops
 from bertjax.heads import BertForPreTraining
-from bertjax.objectives import PretrainingObjective
+from bertjax.objectives import CausalObjective, PretrainingObjective
 from bertjax.optimizer import learning_rate_schedule, optimizer
+from bertjax.pretrain_data import Data, prepare_data
+from bertjax.pretrain_samples import commonest_token, samples, summary
 from bertjax.report import Report, draw_curves, say
-from bertjax.run_config import CorpusConfig, PretrainConfig, VocabConfig
+from bertjax.run_config import PretrainConfig
 from bertjax.sharding import (
     global_batch,
     host_rows,
@@ -43,22 +45,7 @@ from bertjax.train import (
     new_state,
 )
 
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The examples of a run."""
-
-    directory: Path
-    lowercase: bool
-    pieces: list[str]
-    special: SpecialIds
-    train: PretrainingExamples
-    held_out: PretrainingExamples | None
-
-    @property
-    def vocab(self) -> Path:
-        """The vocabulary of the dataset."""
-        return self.directory / "vocab.txt"
+Objective = PretrainingObjective | CausalObjective
 
 
 def run(config: PretrainConfig) -> None:
@@ -77,8 +64,7 @@ def run(config: PretrainConfig) -> None:
     )
     first_process = jax.process_index() == 0
     directory = run_dir.check(config)
-    model = BertForPreTraining(config.model, dtype=jnp.dtype(config.dtype))
-    objective = PretrainingObjective(model, config.data.sentence_task != "none")
+    objective = make_objective(config)
     # Faults of the model and the optimizer are told before the data is prepared, maybe for hours.
     abstract_state(objective, optimizer(config.optimizer, config.train_steps))
     data = prepare_data(config)
@@ -133,13 +119,23 @@ def run(config: PretrainConfig) -> None:
             report.write(config.train_steps, "eval", values)
     params = sharding.whole_on_host(state.params)
     if first_process:
-        finish(config, data, model, params, values)
+        finish(config, data, objective.model, params, values)
     checkpoints.close()
+
+
+def make_objective(config: PretrainConfig) -> Objective:
+    """Return what a config trains, and on what: a decoder on next tokens, others on masked ones."""
+    dtype = jnp.dtype(config.dtype)
+    if config.model.is_decoder:
+        return CausalObjective(BertLMHeadModel(config.model, dtype=dtype))
+    model = BertForPreTraining(config.model, dtype=dtype)
+    return PretrainingObjective(model, config.data.sentence_task != "none")
 
 
 def _window(config: PretrainConfig, mesh: Mesh) -> Window:
     """Return the window that turns steps of this run into rates."""
-    length, predictions = config.data.sequence_length, config.data.max_predictions_per_seq
+    length = config.data.sequence_length
+    predictions = length if config.model.is_decoder else config.data.max_predictions_per_seq
     rates: dict[str, float] = {
         "sequences": config.batch_size,
         "tokens": config.batch_size * length,
@@ -148,76 +144,8 @@ def _window(config: PretrainConfig, mesh: Mesh) -> Window:
     return Window(rates, peak_flops(list(mesh.devices.flat)), config.skip_nonfinite)
 
 
-def prepare_data(config: PretrainConfig) -> Data:
-    """Open the dataset, building it from raw text first where the config says so."""
-    data = config.data
-    directory = Path(data.dataset) if data.dataset else Path(config.run_dir) / run_dir.DATASET
-    if not data.dataset and jax.process_index() == 0:
-        _build_dataset(config, directory)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("dataset is there")
-    if data.vocab:
-        check_vocab(directory, data.vocab)
-    description = read_corpus_json(directory)
-    pieces = read_vocab(directory / "vocab.txt")
-    special = special_ids(pieces, directory / "vocab.txt")
-    if len(pieces) > config.model.vocab_size:
-        raise InputError(
-            f"{directory}: its vocabulary has {len(pieces)} pieces, model.vocab_size is "
-            f"{config.model.vocab_size}: they must agree"
-        )
-
-    def examples(split: str, seed: int) -> PretrainingExamples:
-        return PretrainingExamples(
-            open_documents(directory, split),
-            data,
-            special,
-            len(pieces),
-            seed,
-            continuations=continuation_pieces(pieces),
-        )
-
-    held_out = examples("validation", 0) if "validation" in description["splits"] else None
-    return Data(
-        directory,
-        description["lowercase"],
-        pieces,
-        special,
-        examples("train", config.seed),
-        held_out,
-    )
-
-
-def _build_dataset(config: PretrainConfig, directory: Path) -> None:
-    """Learn a vocabulary, unless one is given, and tokenize the raw text."""
-    from bertjax.data.corpus import build_corpus
-    from bertjax.data.text import find_files
-    from bertjax.data.vocab import build_vocab
-
-    data = config.data
-    if not data.text:
-        raise InputError("data: give dataset (from `bertjax build-corpus`) or text (raw files)")
-    files = find_files(data.text)
-    find_files(data.validation_text)  # a path that is wrong there is told now
-    vocab = Path(data.vocab) if data.vocab else Path(config.run_dir) / run_dir.VOCAB
-    if not data.vocab and not (directory / "corpus.json").is_file():
-        size = config.model.vocab_size
-        say(f"learning a vocabulary of {size} pieces from {len(files)} files")
-        build_vocab(VocabConfig(data.text, str(vocab), vocab_size=size, lowercase=data.lowercase))
-    build_corpus(
-        CorpusConfig(
-            data.text,
-            str(vocab),
-            str(directory),
-            validation_files=data.validation_text,
-            layout=data.layout,
-            lowercase=data.lowercase,
-        )
-    )
-
-
 def start_state(
-    config: PretrainConfig, objective: PretrainingObjective, mesh: Mesh, checkpoints: Checkpoints
+    config: PretrainConfig, objective: Objective, mesh: Mesh, checkpoints: Checkpoints
 ) -> tuple[TrainState, TrainState, int]:
     """Return the state to go on from, its shardings and the steps done.
 
@@ -249,7 +177,7 @@ def start_state(
         if not source.is_dir():
             raise InputError(f"init_from {config.init_from}: this run has no {source.name}/ yet")
     _, params = pretrained.load_pretrained(
-        BertForPreTraining, source, config=config.model, shardings=shardings.params
+        type(objective.model), source, config=config.model, shardings=shardings.params
     )
     say(f"parameters from {source}")
     with jax.set_mesh(mesh):
@@ -264,7 +192,7 @@ class HeldOut:
         self,
         config: PretrainConfig,
         data: Data,
-        objective: PretrainingObjective,
+        objective: Objective,
         mesh: Mesh,
         shardings: TrainState,
     ) -> None:
@@ -287,7 +215,9 @@ class HeldOut:
             values["common_label_accuracy"] = max(share, 1 - share)
             hit, count = values["sentence_accuracy"], float(sums["sentence_accuracy"].weight)
             values["sentence_accuracy_stderr"] = math.sqrt(hit * (1 - hit) / count)
-        values["loss"] = values["mlm_loss"] + values.get("sentence_loss", 0.0)
+        if "lm_loss" in values:
+            values["perplexity"] = math.exp(min(values["lm_loss"], 700.0))  # the largest float
+        values["loss"] = sum(value for name, value in values.items() if name.endswith("_loss"))
         return values
 
     def _batches(self, examples: PretrainingExamples) -> Iterator[Batch]:
@@ -297,16 +227,10 @@ class HeldOut:
             yield global_batch(batch, self._mesh, size)
 
 
-def commonest_token(examples: PretrainingExamples, count: int = 1024) -> int:
-    """Return the token that is masked most often in the first `count` examples."""
-    batch = examples.batch(np.arange(count))
-    return int(np.bincount(batch["mlm_labels"][batch["mlm_weights"] > 0]).argmax())
-
-
 def finish(
     config: PretrainConfig,
     data: Data,
-    model: BertForPreTraining,
+    model: BertForPreTraining | BertLMHeadModel,
     params: Any,
     values: dict[str, float],
 ) -> None:
@@ -317,77 +241,20 @@ def finish(
     length = config.model.max_position_embeddings
     tokenizer = BertTokenizer.from_vocab(data.vocab, data.lowercase, length)
     corpus = read_corpus_json(data.directory)["splits"]["train"]
+    learned = f"masked tokens, sentence pairs: {config.data.sentence_task}"
+    if config.model.is_decoder:
+        learned = "the next token"
     facts = {
         "Trained on": f"{corpus['tokens']:,} tokens in {corpus['documents']:,} documents",
         "Training": f"{config.train_steps:,} steps of {config.batch_size} rows of "
-        f"{config.data.sequence_length} tokens; masked tokens, sentence pairs: "
-        f"{config.data.sentence_task}",
+        f"{config.data.sequence_length} tokens; {learned}",
         **({"On held-out text": summary(values)} if values else {}),
     }
     pretrained.save_pretrained(directory / run_dir.MODEL, model, params, tokenizer, facts=facts)
     curves = draw_curves(directory)
     if data.held_out is not None:
-        say("masked words of the held-out text, with the model's three best guesses:")
-        for line in filled_masks(model, params, data):
-            say("  " + line)
+        for line in samples(model, params, data, tokenizer):
+            say(line)
         say(summary(values))
     (directory / run_dir.DONE).write_text("")
     say(f"model for transformers: {directory / run_dir.MODEL}; curves: {curves}")
-
-
-def summary(values: dict[str, float]) -> str:
-    """Return the final figures in a sentence."""
-    ours, common = values["mlm_accuracy"], values["common_token_accuracy"]
-    text = (
-        f"held-out MLM accuracy {100 * ours:.2f}%, {ours / max(common, 1e-9):.2f} times the "
-        f"{100 * common:.2f}% of always guessing the commonest token"
-    )
-    if "sentence_accuracy" in values:
-        hits, error = values["sentence_accuracy"], values["sentence_accuracy_stderr"]
-        text += (
-            f"; sentence pairs {100 * hits:.1f}% +- {100 * error:.1f}% (standard error), the "
-            f"commoner answer {100 * values['common_label_accuracy']:.1f}%"
-        )
-    return text
-
-
-def filled_masks(
-    model: BertForPreTraining, params: Any, data: Data, rows: int = 4, reach: int = 8
-) -> list[str]:
-    """Return lines of held-out text around a masked token, with the three best guesses.
-
-    Args:
-      model: the module.
-      params: its parameters, on the host.
-      data: the run's data, with a held-out split.
-      rows: number of lines.
-      reach: tokens shown on either side.
-    """
-    assert data.held_out is not None
-    batch = data.held_out.batch(np.arange(64))
-    apply = jax.jit(model.apply)
-    lines: list[str] = []
-    for row in range(64):
-        ids, positions = batch["input_ids"][row], batch["mlm_positions"][row]
-        hidden = [i for i, p in enumerate(positions) if ids[p] == data.special.mask]
-        if not hidden or len(lines) == rows:
-            continue
-        one = {name: batch[name][row : row + 1] for name in batch}
-        logits = apply(
-            {"params": params},
-            one["input_ids"],
-            one["attention_mask"],
-            one["token_type_ids"],
-            mlm_positions=one["mlm_positions"],
-        ).prediction_logits[0, hidden[0]]
-        best = np.argsort(-np.asarray(logits))[:3]
-        probabilities = np.asarray(jax.nn.softmax(logits))[best]
-        place = int(positions[hidden[0]])
-        words = [data.pieces[i] for i in ids[max(0, place - reach) : place + reach + 1]]
-        text = " ".join(w for w in words if w != data.pieces[data.special.pad]).replace(" ##", "")
-        guesses = ", ".join(
-            f"{data.pieces[i]} {100 * p:.0f}%" for i, p in zip(best, probabilities, strict=True)
-        )
-        truth = data.pieces[int(batch["mlm_labels"][row, hidden[0]])]
-        lines.append(f"... {text} ... -> {guesses} (was: {truth})")
-    return lines

@@ -106,10 +106,13 @@ class Report:
         self._events.flush()
 
 
+_ACCURACIES = (("mlm_accuracy", "mlm"), ("sentence_accuracy", "nsp"), ("lm_accuracy", "next"))
+
+
 def progress_text(values: dict[str, float]) -> str:
     """Return what the progress bar shows of a training step."""
     parts = [f"loss {values['loss']:.3f}"]
-    for name, text in (("mlm_accuracy", "mlm"), ("sentence_accuracy", "nsp")):
+    for name, text in _ACCURACIES:
         if name in values:
             parts.append(f"{text} {100 * values[name]:.1f}%")
     parts.append(f"{values['sequences_per_second']:.0f} seq/s")
@@ -153,6 +156,7 @@ def draw_curves(directory: Path, scores: Sequence[str] = ()) -> Path:
         ("loss", "loss"),
         ("mlm_accuracy", "MLM accuracy"),
         ("sentence_accuracy", "sentence-pair accuracy"),
+        ("lm_accuracy", "next-token accuracy"),
         *((score, score) for score in scores),
         ("learning_rate", "learning rate"),
     ]

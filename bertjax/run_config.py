@@ -244,6 +244,15 @@ class PretrainConfig:
                 f"max_position_embeddings {self.model.max_position_embeddings}: lower the first or "
                 "raise the second"
             )
+        if self.model.is_decoder and self.data.sentence_task != "none":
+            raise InputError(
+                f"data.sentence_task {self.data.sentence_task}: a decoder (model.is_decoder) "
+                "learns the next token alone; set it to none"
+            )
+        if self.model.add_cross_attention:
+            raise InputError(
+                "model.add_cross_attention: pretraining has no encoder to attend to; leave it out"
+            )
         for name in ("train_steps", "batch_size", "accumulation_steps", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")

@@ -17,9 +17,9 @@ from bertjax.config import BertConfig
 from bertjax.data.bucketing import training_batches
 from bertjax.data.tasks import TASKS
 from bertjax.flops import train_flops
-from bertjax.heads import BertForPreTraining
-from bertjax.objectives import FinetuningObjective, PretrainingObjective
+from bertjax.objectives import FinetuningObjective
 from bertjax.optimizer import learning_rate_schedule, optimizer
+from bertjax.pretrain import make_objective
 from bertjax.run_config import FinetuneConfig, PretrainConfig, google_profile
 from bertjax.splits import configured_task, read_split
 from bertjax.tokenizer import BertTokenizer
@@ -27,7 +27,13 @@ from tests import processes
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 EXCERPTS = Path(__file__).parent / "data" / "tasks"
-PARAMETERS = {"quickstart": 5.4e6, "books": 1.5e6, "base": 110.1e6, "large": 336.2e6}
+PARAMETERS = {
+    "quickstart": 5.4e6,
+    "books": 1.5e6,
+    "causal": 5.35e6,
+    "base": 110.1e6,
+    "large": 336.2e6,
+}
 
 
 def config_of(name):
@@ -36,6 +42,9 @@ def config_of(name):
 
 def abstract_batch(config):
     rows, length = config.batch_size, config.data.sequence_length
+    if config.model.is_decoder:
+        inputs = ("input_ids", "token_type_ids", "attention_mask")
+        return {name: jax.ShapeDtypeStruct((rows, length), jnp.int32) for name in inputs}
     predictions = config.data.max_predictions_per_seq
     integers = {
         name: jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -56,6 +65,7 @@ def abstract_batch(config):
     [
         "quickstart",
         "books",
+        "causal_lm",
         "pretrain_base_phase1",
         "pretrain_base_phase2",
         "pretrain_large_phase1",
@@ -64,9 +74,7 @@ def abstract_batch(config):
 )
 def test_full_size_step_builds(name):
     config = config_of(name)
-    objective = PretrainingObjective(
-        BertForPreTraining(config.model, dtype=jnp.dtype(config.dtype))
-    )
+    objective = make_objective(config)
     tx = optimizer(config.optimizer, config.train_steps)
     state = train.abstract_state(objective, tx)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -50,6 +50,8 @@ class PretrainingExamples:
     - `next_sentence_label`: int32, scalar; nsp: 1 if the second segment is random; sop: 1 if the
       segments are swapped; none: always 0
 
+    Without masks, as a decoder reads them, the inputs and the mask are all.
+
     Attributes:
       unused_documents: documents that never yield an example: with "sop" those of one sentence.
     """
@@ -63,6 +65,7 @@ class PretrainingExamples:
         seed: int,
         *,
         continuations: npt.NDArray[np.bool_] | None = None,
+        masks: bool = True,
     ) -> None:
         """Set up; nothing is planned or read yet.
 
@@ -74,6 +77,7 @@ class PretrainingExamples:
           seed: of plans, pairs, order and masks.
           continuations: for whole-word masking, which ids continue a word, see
             `masking.continuation_pieces`; may be shorter than vocab_size.
+          masks: whether tokens are masked, for a model that is to find them.
 
         Raises:
           InputError: where the documents cannot yield such examples.
@@ -92,6 +96,7 @@ class PretrainingExamples:
         self.special = special
         self.vocab_size = vocab_size
         self.seed = seed
+        self.masks = masks
         self.rules = PairRules(config.sequence_length, config.sentence_task, config.short_seq_prob)
         self.unused_documents = _count_unused(documents, config)
         self._continuations = None
@@ -121,6 +126,13 @@ class PretrainingExamples:
                 f"only {self.vocab_size} pieces: use the vocabulary the dataset was built with"
             )
         attention_mask = np.arange(self.config.sequence_length) < rows.lengths[:, None]
+        inputs = {
+            "input_ids": rows.input_ids,
+            "token_type_ids": rows.token_type_ids,
+            "attention_mask": attention_mask.astype(np.int32),
+        }
+        if not self.masks:
+            return inputs
         ids, special = rows.input_ids, self.special
         masked = mask_tokens(
             ids,
@@ -134,10 +146,8 @@ class PretrainingExamples:
             max_predictions=self.config.max_predictions_per_seq,
             continuations=self._continuations,
         )
-        return {
+        return inputs | {
             "input_ids": masked.input_ids,
-            "token_type_ids": rows.token_type_ids,
-            "attention_mask": attention_mask.astype(np.int32),
             "mlm_positions": masked.positions,
             "mlm_labels": masked.labels,
             "mlm_weights": masked.weights,
