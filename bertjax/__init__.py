@@ -24,7 +24,7 @@ _PUBLIC = {
     "CausalLMOutputWithCrossAttentions": "outputs",
     "FinetuneConfig": "run_config",
     "GenerateOutput": "generation",
-    "GenerationConfig": "next_token",
+    "GenerationConfig": "generation_config",
     "InputError": "errors",
     "MaskedLMOutput": "outputs",
     "MultipleChoiceModelOutput": "outputs",
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from bertjax.config import BertConfig
     from bertjax.errors import InputError
     from bertjax.generation import GenerateOutput, generate
+    from bertjax.generation_config import GenerationConfig
     from bertjax.heads import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining
     from bertjax.model import BertModel
-    from bertjax.next_token import GenerationConfig
     from bertjax.outputs import (
         BertForPreTrainingOutput,
         BertModelOutput,

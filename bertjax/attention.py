@@ -63,6 +63,7 @@ def relative_scores(
     *,
     with_key: bool,
     first: Int[Array, ""] | None = None,
+    places: Int[Array, " S"] | None = None,
 ) -> Float[Array, "B H T S"]:
     """Scores of relative positions, to be added before scaling.
 
@@ -76,11 +77,14 @@ def relative_scores(
       distance_embedding: one row for each distance from -(max - 1) to max - 1.
       with_key: add the key's term.
       first: place of the first query among the keys; None is the first.
+      places: where each key stands in its text; None: as they lie.
     """
     reach = (distance_embedding.shape[0] + 1) // 2
-    places = jnp.arange(query.shape[1])
-    places = places if first is None else first + places
-    distance = places[:, None] - jnp.arange(key.shape[1])[None, :]
+    if places is None:
+        places = jnp.arange(key.shape[1])
+    asking = jnp.arange(query.shape[1])
+    asking = places[asking if first is None else first + asking]
+    distance = asking[:, None] - places[None, :]
     positional = distance_embedding[distance + reach - 1]  # [T, S, K]
     scores = jnp.einsum("bthk,tsk->bhts", query, positional)
     if with_key:

@@ -27,6 +27,9 @@ class Cache:
       length: int32 scalar, tokens written; what lies behind them is never read.
       cross_key: [L, B, H, E, K] of the encoder's output, once a call has been given that.
       cross_value: likewise.
+      places: int32 [S], where each token stands in its text, if not one after the other: tokens
+        that may come at one place share it, and `attention_mask` says which sees which. None: they
+        stand as they lie.
     """
 
     key: jax.Array
@@ -34,6 +37,7 @@ class Cache:
     length: jax.Array
     cross_key: jax.Array | None = None
     cross_value: jax.Array | None = None
+    places: jax.Array | None = None
 
     @property
     def max_length(self) -> int:
@@ -63,8 +67,12 @@ class Cache:
         kept = jnp.minimum(self.length, jnp.asarray(length, jnp.int32))
         return dataclasses.replace(self, length=kept)
 
-    def resize(self, max_length: int) -> "Cache":
+    def resize(self, max_length: int, places: jax.Array | None = None) -> "Cache":
         """Return a cache with room for another number of tokens.
+
+        Args:
+          max_length: so many.
+          places: see the class.
 
         Raises:
           ValueError: fewer than are in it.
@@ -78,7 +86,7 @@ class Cache:
             room = ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))
             return jnp.pad(array[:, :, :, :max_length], room)
 
-        return dataclasses.replace(self, key=fit(self.key), value=fit(self.value))
+        return dataclasses.replace(self, key=fit(self.key), value=fit(self.value), places=places)
 
     def write(self, layer: ArrayLike, key: jax.Array, value: jax.Array) -> "Cache":
         """Put the keys and values [B, T, H, K] of one layer behind the tokens written.
@@ -149,7 +157,8 @@ def check_cache(cache: Cache, config: BertConfig, batch_size: int, tokens: int) 
         )
     if rows != batch_size:
         raise ValueError(f"past_key_values have {rows} rows, the batch has {batch_size}")
-    _check_positions(config, room)
+    if cache.places is None:
+        _check_positions(config, room)
     written = concrete(cache.length)
     if (written or 0) + tokens > room:
         have = "" if written is None else f"the {written} there and "

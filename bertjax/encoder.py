@@ -51,10 +51,10 @@ class BertSelfAttention(nn.Module):
             Dense(config, features, self.dtype, name=name)(x)
             for name, x in (("query", asking), ("key", hidden), ("value", hidden))
         )
-        first = None
+        first, places = None, None
         if past is not None:
             assert layer is not None  # a cache is one of all layers
-            first, past = past.length, past.write(layer, key, value)
+            first, places, past = past.length, past.places, past.write(layer, key, value)
             key, value = (kept.astype(self.dtype) for kept in past.read(layer))
         extra_scores = None
         if config.position_embedding_type != "absolute":
@@ -68,7 +68,7 @@ class BertSelfAttention(nn.Module):
             ).embedding
             with_key = config.position_embedding_type == "relative_key_query"
             extra_scores = relative_scores(
-                query, key, table.astype(self.dtype), with_key=with_key, first=first
+                query, key, table.astype(self.dtype), with_key=with_key, first=first, places=places
             )
         context, probs = dot_product_attention(
             query,

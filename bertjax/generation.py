@@ -1,11 +1,12 @@
-"""Writing on from prompts: greedy, samples and beams, one compiled loop over the cache.
+"""Writing on from prompts: greedy, samples and beams, in compiled loops over the cache.
 
-Axis letters: B rows, P tokens of the prompts, N tokens to write, V vocabulary, E tokens of an
-encoder.
+Axis letters: B rows, P tokens of the prompts, N tokens to write, R sequences of each prompt, V
+vocabulary, E tokens of an encoder.
 """
 
 import dataclasses
-import functools
+import logging
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from bertjax import beams
-from bertjax.cache import Cache
+from bertjax import beams, decoding
 from bertjax.config import BertConfig
+from bertjax.data.bucketing import bucket_width
 from bertjax.errors import InputError
+from bertjax.generation_config import GenerationConfig
 from bertjax.module import Input
-from bertjax.next_token import GenerationConfig, next_scores
-from bertjax.prompt import Prompt, PromptReader
+from bertjax.prompt import Job, Prompt
+
+_LOG = logging.getLogger(__name__)
 
 
 @struct.dataclass
@@ -28,18 +31,23 @@ class GenerateOutput:
 
     Attributes:
       sequences: int32 [B, P + N], prompts included; padding after the end of a row. With several
-        sequences of a prompt, [B x R, P + N], those of a prompt one after the other, best first.
-      lengths: int32 [B], tokens written, the one that ends a row included.
-      scores: float32 [B, N, V] that each token was chosen by, where they were asked for; 0 where
-        all rows had ended. Beams have none.
+        sequences of a prompt, [B x R, P + N], those of a prompt one after the other, of beams the
+        best first.
+      lengths: int32 [B x R], tokens written, the one that ends a row included.
+      scores: float32 [B x R, N, V] that each token was chosen by, where they were asked for; 0
+        where all rows had ended. Of beams [B x num_beams, N, V], the log probabilities of each
+        beam's next token.
       sequences_scores: float32 [B x R], of beams: the sum of the tokens' log probabilities over
         their number to the power of length_penalty.
+      beam_indices: int32 [B x R, N], of beams: the row of `scores` that each token was chosen by,
+        -1 after the end.
     """
 
     sequences: jax.Array
     lengths: jax.Array
     scores: jax.Array | None = None
     sequences_scores: jax.Array | None = None
+    beam_indices: jax.Array | None = None
 
 
 def generate(
@@ -56,7 +64,8 @@ def generate(
 ) -> GenerateOutput:
     """Write on from prompts with a `BertLMHeadModel`.
 
-    Compiled once for each shape of prompts and each `settings`.
+    Prompts are padded to the width of a bucket (`bertjax.data.bucketing.bucket_width`), and
+    programs are compiled once for each of these, each number of rows and each `settings`.
 
     Args:
       model: a decoder with scores of the next token.
@@ -73,23 +82,167 @@ def generate(
       InputError: a model that is no decoder, prompts padded on the right, tokens over the model's
         maximum or outside its vocabulary.
     """
-    settings = _completed(settings or GenerationConfig(), model.config)
-    input_ids = np.asarray(input_ids)
-    if attention_mask is None:
-        attention_mask = np.ones_like(input_ids)
-    mask = np.asarray(attention_mask) != 0
-    _check(model.config, settings, input_ids, mask)
-    seeds = np.arange(len(input_ids)) if seeds is None else np.asarray(seeds)
-    prompt = Prompt(
-        jnp.asarray(input_ids, jnp.int32), mask, encoder_hidden_states, encoder_attention_mask
+    task = _prepare(
+        model, params, input_ids, attention_mask, settings,
+        encoder_hidden_states, encoder_attention_mask, seeds,
+    )  # fmt: skip
+    options = model, task.settings, output_scores, task.job
+    if task.settings.num_beams > 1:
+        found = beams.search(*options)
+        return GenerateOutput(
+            task.sequences(found.sequences),
+            found.lengths,
+            task.cut(found.token_scores),
+            found.scores,
+            task.cut(found.path),
+        )
+    state = decoding.start(*options)
+    state = decoding.advance(model, task.settings, task.job, state, np.int32(task.most))
+    return GenerateOutput(task.sequences(state.tokens), state.lengths, task.cut(state.scores))
+
+
+def stream(
+    model: Any,
+    params: Any,
+    input_ids: Input,
+    attention_mask: Input | None = None,
+    *,
+    settings: GenerationConfig | None = None,
+    encoder_hidden_states: Input | None = None,
+    encoder_attention_mask: Input | None = None,
+    seeds: Input | None = None,
+    every: int = 1,
+) -> Iterator[np.ndarray]:
+    """Write on as `generate` does, by the same programs, and yield the tokens while they come.
+
+    Args:
+      model: see `generate` for this and the others.
+      params: its parameters.
+      input_ids: [B, P].
+      attention_mask: [B, P].
+      settings: without beams, which know their tokens at the end alone.
+      encoder_hidden_states: [B, E, D].
+      encoder_attention_mask: [B, E].
+      seeds: [B].
+      every: tokens at a time; after the first, which comes alone.
+
+    Yields:
+      int32 [B x R, up to `every`], the next tokens, until all rows have ended; together what
+      `generate` writes behind the prompts, as far as it is no padding of all rows.
+
+    Raises:
+      InputError: as in `generate`; beams.
+    """
+    if settings is not None and settings.num_beams > 1:
+        raise InputError(
+            f"num_beams {settings.num_beams}: beams know their tokens at the end alone and cannot "
+            "be streamed; leave out one or the other"
+        )
+    task = _prepare(
+        model, params, input_ids, attention_mask, settings,
+        encoder_hidden_states, encoder_attention_mask, seeds,
+    )  # fmt: skip
+    return _stream(model, task, every)
+
+
+def _stream(model: Any, task: "_Task", every: int) -> Iterator[np.ndarray]:
+    state, shown = decoding.start(model, task.settings, False, task.job), 0
+    while True:
+        written, first = int(state.written), task.job.prompt.length
+        yield np.asarray(state.tokens)[:, first + shown : first + written]
+        if written >= task.most or bool(state.ended.all()):
+            return
+        shown, until = written, np.int32(min(written + every, task.most))
+        state = decoding.advance(model, task.settings, task.job, state, until)
+
+
+class _Task(NamedTuple):
+    """A checked job, and how its result goes back to the caller's shapes.
+
+    Attributes:
+      settings: complete; `max_new_tokens` is what there is room for.
+      job: of a bucket's width.
+      prompts: [B x R, P], as they were given.
+      most: tokens to write at most.
+    """
+
+    settings: GenerationConfig
+    job: Job
+    prompts: np.ndarray
+    most: int
+
+    def sequences(self, tokens: jax.Array) -> jax.Array:
+        """Return the prompts as given, and what is written behind them."""
+        # In numpy: each shape would compile something here.
+        first = self.job.prompt.length
+        new = np.asarray(tokens)[:, first : first + self.most]
+        times = len(new) // len(self.prompts)
+        return jnp.asarray(np.concatenate([np.repeat(self.prompts, times, axis=0), new], axis=1))
+
+    def cut(self, array: jax.Array | None) -> jax.Array | None:
+        """Return [any, N, ...] without the steps that there was room for but no call."""
+        if array is None or array.shape[1] == self.most:
+            return array
+        return jnp.asarray(np.asarray(array)[:, : self.most])
+
+
+def _prepare(
+    model: Any,
+    params: Any,
+    input_ids: Input,
+    attention_mask: Input | None,
+    settings: GenerationConfig | None,
+    encoder_hidden_states: Input | None,
+    encoder_attention_mask: Input | None,
+    seeds: Input | None,
+) -> _Task:
+    settings = _with_ids(settings or GenerationConfig(), model.config)
+    ids = np.asarray(input_ids)
+    mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) != 0
+    _check(model.config, settings, ids, mask)
+    if settings.max_new_tokens and settings.max_length:
+        _LOG.warning(
+            "max_new_tokens %d goes before max_length %d",
+            settings.max_new_tokens,
+            settings.max_length,
+        )
+    # Columns that are padding in all rows take up no positions.
+    real = ids.shape[1] - int(mask.argmax(axis=1).min())
+    longest = model.config.max_position_embeddings
+    least, most = settings.new_tokens(ids.shape[1], longest - real)
+    if real + most > longest:
+        raise InputError(
+            f"{real} tokens of the prompts and {most} new ones are over max_position_embeddings "
+            f"{longest}"
+        )
+    # What follows from max_length differs from prompt to prompt; the programs shall not.
+    room = most if settings.max_new_tokens == most else bucket_width(most, longest - real)
+    prompt = Prompt(ids, mask, encoder_hidden_states, encoder_attention_mask)
+    prompt = prompt.resize(bucket_width(real, longest - room), settings.pad_token_id or 0)
+    copies = settings.num_return_sequences if settings.num_beams == 1 else 1
+    job = Job(
+        params,
+        prompt.repeat(copies),
+        _numbered(seeds, len(ids), copies),
+        np.int32(least) if settings.min_new_tokens or settings.min_length else None,
+        np.int32(most),
     )
-    if settings.num_beams > 1:
-        found = _search(model, settings, params, prompt, seeds)
-        return GenerateOutput(found.sequences, found.lengths, sequences_scores=found.scores)
-    return _generate(model, settings, output_scores, params, prompt, seeds)
+    # The arrays say how long rows are: where only that differs, nothing is compiled anew.
+    settings = dataclasses.replace(
+        settings, max_new_tokens=room, max_length=None, min_new_tokens=None, min_length=0
+    )
+    return _Task(settings, job, np.repeat(ids, copies, axis=0), most)
 
 
-def _completed(settings: GenerationConfig, config: BertConfig) -> GenerationConfig:
+def _numbered(seeds: Input | None, rows: int, copies: int) -> np.ndarray:
+    """Return [B x R, 2]: a row's seed, and the number of its copy."""
+    given = np.arange(rows) if seeds is None else np.asarray(seeds)
+    if given.shape != (rows,):
+        raise InputError(f"seeds must be one for each of {rows} rows; got shape {given.shape}")
+    return np.stack([np.repeat(given, copies), np.tile(np.arange(copies), rows)], axis=1)
+
+
+def _with_ids(settings: GenerationConfig, config: BertConfig) -> GenerationConfig:
     """Fill in the ids that the model's config has."""
     if settings.eos_token_id is None:
         settings = dataclasses.replace(settings, eos_token_id=config.eos_token_id)
@@ -114,12 +267,6 @@ def _check(
     if not mask[:, -1].all():
         row = int(np.argmin(mask[:, -1]))
         raise InputError(f"prompts must be padded on the left; row {row} ends in padding")
-    length, new, most = input_ids.shape[1], settings.max_new_tokens, config.max_position_embeddings
-    if length + new > most:
-        raise InputError(
-            f"{length} tokens of the prompts and {new} new ones are over max_position_embeddings "
-            f"{most}"
-        )
     if settings.num_beams > config.vocab_size:
         raise InputError(
             f"num_beams {settings.num_beams} are more than the vocabulary of {config.vocab_size}"
@@ -130,89 +277,3 @@ def _check(
     for name, token in ids.items():
         if token is not None and not 0 <= token < config.vocab_size:
             raise InputError(f"{name}: {token} is outside the vocabulary of {config.vocab_size}")
-
-
-_search = functools.partial(jax.jit, static_argnums=(0, 1))(beams.search)
-
-
-class _State(NamedTuple):
-    """Between two tokens: `written` of them are in `tokens`, `logits` are those of the next."""
-
-    written: jax.Array
-    tokens: jax.Array
-    ended: jax.Array
-    lengths: jax.Array
-    logits: jax.Array
-    cache: Cache
-    scores: jax.Array | None
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _generate(
-    model: Any,
-    settings: GenerationConfig,
-    output_scores: bool,
-    params: Any,
-    prompt: Prompt,
-    seeds: jax.Array,
-) -> GenerateOutput:
-    batch, length = prompt.input_ids.shape
-    reader = PromptReader(model, params, prompt, settings.max_new_tokens)
-    cache, logits = reader.read_prompt()
-    room = ((0, 0), (0, settings.max_new_tokens))
-    keys, pad = jax.vmap(jax.random.key)(seeds), settings.pad_token_id
-    assert pad is not None  # `generate` has filled it in
-    ends = jnp.array(settings.eos_token_ids, jnp.int32)
-    kept = jnp.zeros((batch, settings.max_new_tokens, logits.shape[-1])) if output_scores else None
-
-    def write(state: _State) -> _State:
-        """Choose a token of each row and write it down."""
-        scores = next_scores(
-            settings, state.logits, state.tokens, reader.mask, length + state.written, state.written
-        )
-        chosen = _choose(settings, scores, keys, state.written)
-        chosen = jnp.where(state.ended, pad, chosen)
-        at = (0, length + state.written)
-        return state._replace(
-            written=state.written + 1,
-            tokens=jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], at),
-            ended=state.ended | (chosen[:, None] == ends).any(axis=1),
-            lengths=state.lengths + ~state.ended,
-            scores=None
-            if state.scores is None
-            else jax.lax.dynamic_update_slice(state.scores, scores[:, None], (0, state.written, 0)),
-        )
-
-    def read_and_write(state: _State) -> _State:
-        last = jax.lax.dynamic_slice_in_dim(state.tokens, length + state.written - 1, 1, axis=1)
-        cache, logits = reader.read(state.cache, last, state.written - 1)
-        return write(state._replace(cache=cache, logits=logits))
-
-    def goes_on(state: _State) -> jax.Array:
-        return (state.written < settings.max_new_tokens) & ~state.ended.all()
-
-    start = _State(
-        written=jnp.int32(0),
-        tokens=jnp.pad(prompt.input_ids, room, constant_values=pad),
-        ended=jnp.zeros(batch, bool),
-        lengths=jnp.zeros(batch, jnp.int32),
-        logits=logits,
-        cache=cache,
-        scores=kept,
-    )
-    end = jax.lax.while_loop(goes_on, read_and_write, write(start))
-    return GenerateOutput(end.tokens, end.lengths, end.scores)
-
-
-def _choose(
-    settings: GenerationConfig, scores: jax.Array, keys: jax.Array, written: jax.Array
-) -> jax.Array:
-    """Return a token of each row [B]; one drawn depends on the row's key and its number alone."""
-    if not settings.do_sample:
-        # The same as argmax, which takes XLA on a CPU twice as long.
-        return jax.lax.top_k(scores, 1)[1][:, 0]
-
-    def draw(key: jax.Array, row: jax.Array) -> jax.Array:
-        return jax.random.categorical(jax.random.fold_in(key, written), row)
-
-    return jax.vmap(draw)(keys, scores).astype(jnp.int32)

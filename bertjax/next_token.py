@@ -4,86 +4,11 @@ Axis letters: B rows, S places for tokens, V vocabulary. Formulas and their orde
 transformers, so that the same scores choose the same tokens.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from bertjax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationConfig:
-    """How to write on: field names and meanings are those of transformers.
-
-    Raises:
-      InputError: a value out of its range.
-    """
-
-    max_new_tokens: int = 20
-    """Tokens to write at most."""
-    min_new_tokens: int = 0
-    """No end before so many."""
-    eos_token_id: int | tuple[int, ...] | None = None
-    """Tokens that end a row; None takes the model config's."""
-    pad_token_id: int | None = None
-    """What follows the end of a row; None takes the model config's, or else the first end."""
-    forced_bos_token_id: int | None = None
-    """First token to write, whatever its score."""
-    repetition_penalty: float = 1.0
-    """Over 1, tokens that are there already count less (Keskar et al., arXiv 1909.05858)."""
-    no_repeat_ngram_size: int = 0
-    """No so many tokens in a row come twice; 0 lets them."""
-    num_beams: int = 1
-    """Over 1, keep so many beginnings of each row, and of their continuations the likeliest."""
-    num_return_sequences: int = 1
-    """Best sequences to return of each row, up to num_beams."""
-    length_penalty: float = 1.0
-    """A beam's log probability is divided by its length to this power."""
-    early_stopping: bool = False
-    """Be done with a row as soon as num_beams of its sequences have ended; if not, go on while a
-    better one looks possible."""
-    do_sample: bool = False
-    """Draw the next token instead of taking the likeliest; what follows is for this alone."""
-    temperature: float = 1.0
-    """Scores are divided by it."""
-    top_k: int = 50
-    """Draw from so many likeliest tokens; 0 from all."""
-    top_p: float = 1.0
-    """Draw from the fewest that have this probability together (Holtzman et al.,
-    arXiv 1904.09751)."""
-    min_p: float = 0.0
-    """Draw from those that are this probable beside the likeliest (Nguyen et al.,
-    arXiv 2407.01082)."""
-
-    def __post_init__(self) -> None:
-        ranges = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "min_new_tokens": (
-                0 <= self.min_new_tokens <= self.max_new_tokens,
-                f"in [0, max_new_tokens {self.max_new_tokens}]",
-            ),
-            "repetition_penalty": (self.repetition_penalty > 0, "positive"),
-            "no_repeat_ngram_size": (self.no_repeat_ngram_size >= 0, "at least 0"),
-            "num_beams": (self.num_beams >= 1, "at least 1"),
-            "num_return_sequences": (
-                1 <= self.num_return_sequences <= self.num_beams,
-                f"in [1, num_beams {self.num_beams}]",
-            ),
-            "temperature": (self.temperature > 0, "positive"),
-            "top_k": (self.top_k >= 0, "at least 0"),
-            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
-            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
-        }
-        for name, (fits, wanted) in ranges.items():
-            if not fits:
-                raise InputError(f"{name} must be {wanted}; got {getattr(self, name)}")
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The tokens that end a row."""
-        given = self.eos_token_id
-        return () if given is None else (given,) if isinstance(given, int) else tuple(given)
+from bertjax.generation_config import GenerationConfig
 
 
 def next_scores(
@@ -93,6 +18,7 @@ def next_scores(
     real: jax.Array,
     length: jax.Array,
     written: jax.Array,
+    least: ArrayLike | None = None,
 ) -> jax.Array:
     """Apply all rules to the scores of the next token.
 
@@ -103,6 +29,7 @@ def next_scores(
       real: bool [B, S], False at padding.
       length: scalar.
       written: scalar, how many of them are no prompt.
+      least: scalar, how many of these there are to be before an end; None is 0.
 
     Returns:
       float32 [B, V], -inf where a token may not follow.
@@ -114,8 +41,8 @@ def next_scores(
         repeats = _repeats(tokens, there, length, settings.no_repeat_ngram_size, scores.shape[1])
         scores = jnp.where(repeats, -jnp.inf, scores)
     ends = settings.eos_token_ids
-    if settings.min_new_tokens and ends:
-        early = written < settings.min_new_tokens
+    if least is not None and ends:
+        early = written < least
         scores = jnp.where(early, scores.at[:, jnp.array(ends)].set(-jnp.inf), scores)
     if settings.forced_bos_token_id is not None:
         forced = jnp.full_like(scores, -jnp.inf).at[:, settings.forced_bos_token_id].set(0.0)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from scipy import stats
 
-from bertjax import BertLMHeadModel, GenerationConfig, InputError, generate, generation
+from bertjax import BertLMHeadModel, GenerationConfig, InputError, decoding, generate
 from bertjax.next_token import next_scores
 from tests.peers import OUTPUT, quick_params, torch_of, torch_peer
 from tests.test_decoder import CROSS, DECODER, LEFT, SMALL, source
@@ -250,9 +250,9 @@ def test_prompts_of_one_shape_compile_once():
     model, params, _ = pair(DECODER)
     settings = GenerationConfig(max_new_tokens=3)
     generate(model, params, PROMPT, MASK, settings=settings)
-    before = generation._generate._cache_size()
+    before = decoding.advance._cache_size()
     generate(model, params, PROMPT[::-1], MASK[::-1], settings=settings)
-    assert generation._generate._cache_size() == before
+    assert decoding.advance._cache_size() == before
 
 
 @pytest.mark.parametrize(
