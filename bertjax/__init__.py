@@ -26,6 +26,8 @@ _PUBLIC = {
     "GenerateOutput": "generation",
     "GenerationConfig": "generation_config",
     "InputError": "errors",
+    "MaskPredictConfig": "generation_config",
+    "MaskPredictOutput": "infilling",
     "MaskedLMOutput": "outputs",
     "MultipleChoiceModelOutput": "outputs",
     "NextSentencePredictorOutput": "outputs",
@@ -37,8 +39,10 @@ _PUBLIC = {
     "generate": "generation",
     "init_cache": "cache",
     "load_pretrained": "pretrained",
+    "mask_predict": "infilling",
     "pipeline": "pipelines",
     "save_pretrained": "pretrained",
+    "stream": "generation",
 }
 
 if TYPE_CHECKING:
@@ -46,9 +50,10 @@ if TYPE_CHECKING:
     from bertjax.causal_lm import BertLMHeadModel
     from bertjax.config import BertConfig
     from bertjax.errors import InputError
-    from bertjax.generation import GenerateOutput, generate
-    from bertjax.generation_config import GenerationConfig
+    from bertjax.generation import GenerateOutput, generate, stream
+    from bertjax.generation_config import GenerationConfig, MaskPredictConfig
     from bertjax.heads import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining
+    from bertjax.infilling import MaskPredictOutput, mask_predict
     from bertjax.model import BertModel
     from bertjax.outputs import (
         BertForPreTrainingOutput,
@@ -92,6 +97,8 @@ __all__ = [
     "GenerateOutput",
     "GenerationConfig",
     "InputError",
+    "MaskPredictConfig",
+    "MaskPredictOutput",
     "MaskedLMOutput",
     "MultipleChoiceModelOutput",
     "NextSentencePredictorOutput",
@@ -103,8 +110,10 @@ __all__ = [
     "generate",
     "init_cache",
     "load_pretrained",
+    "mask_predict",
     "pipeline",
     "save_pretrained",
+    "stream",
 ]
 
 

@@ -32,6 +32,7 @@ usage: bertjax COMMAND ...
   evaluate     MODEL [--data FILES ...]        score a fine-tuned run or model
   predict      MODEL --data FILES [--output O] what it says: csv, jsonl, GLUE's and SQuAD's files
   fill-mask    MODEL "a [MASK] text" ...       the words that fit, of any masked-language model
+  generate     MODEL "a prompt" ...            write on from it; of masked models, fill its masks
   build-vocab  --files TEXT... --output FILE   learn a WordPiece vocabulary from text
   build-corpus --files TEXT... --output DIR    tokenize text into a dataset for pretraining
   convert      SOURCE DESTINATION --to FORMAT  read any BERT checkpoint, write hf, flax, tf1, orbax
@@ -71,6 +72,7 @@ def _dispatch(arguments: list[str]) -> int:
         "evaluate": _evaluate,
         "predict": _predict,
         "fill-mask": _fill_mask,
+        "generate": _generate,
         "build-vocab": _build_vocab,
         "build-corpus": _build_corpus,
         "convert": _convert,
@@ -166,6 +168,17 @@ def _fill_mask(arguments: list[str]) -> int:
             print(text)
             for guess in place:
                 print(f"  {100 * guess['score']:5.1f} %  {guess['token_str']}")
+    return 0
+
+
+def _generate(arguments: list[str]) -> int:
+    from bertjax.model_commands import GenerateConfig
+
+    config = parse(GenerateConfig, arguments, "bertjax generate")
+    from bertjax import compilation_cache, generate_text
+
+    compilation_cache.enable()
+    generate_text.run(config)
     return 0
 
 

@@ -1,15 +1,77 @@
 """How to write on from prompts; nothing here imports JAX, so that the command line starts fast."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from bertjax.errors import InputError
 
 _NEW_TOKENS = 20
 
 
+def _check(settings: Any, ranges: dict[str, tuple[bool, str]]) -> None:
+    for name, (fits, wanted) in ranges.items():
+        if not fits:
+            raise InputError(f"{name} must be {wanted}; got {getattr(settings, name)}")
+
+
 @dataclasses.dataclass(frozen=True)
-class GenerationConfig:
+class SamplingConfig:
+    """What a token is drawn from.
+
+    Raises:
+      InputError: a value out of its range.
+    """
+
+    do_sample: bool = False
+    """Draw tokens instead of taking the likeliest; the next four are for this alone."""
+    temperature: float = 1.0
+    """Scores are divided by it."""
+    top_k: int = 50
+    """Draw from so many likeliest tokens; 0 from all."""
+    top_p: float = 1.0
+    """Draw from the fewest that have this probability together (Holtzman et al.,
+    arXiv 1904.09751)."""
+    min_p: float = 0.0
+    """Draw from those that are this probable beside the likeliest (Nguyen et al.,
+    arXiv 2407.01082)."""
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "temperature": (self.temperature > 0, "positive"),
+            "top_k": (self.top_k >= 0, "at least 0"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
+        }
+        _check(self, ranges)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskPredictConfig(SamplingConfig):
+    """How to fill in masked tokens, round by round.
+
+    Raises:
+      InputError: a value out of its range.
+    """
+
+    iterations: int = 10
+    """Rounds. Each but the first masks the least certain tokens anew, fewer from round to round
+    (Ghazvininejad et al., arXiv 1904.09324)."""
+    per_round: int | None = None
+    """Instead: fill so many of a row's masked tokens a round, the most certain ones, for good."""
+    suppress_tokens: tuple[int, ...] = ()
+    """Tokens that are never filled in."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges = {
+            "iterations": (self.iterations >= 1, "at least 1"),
+            "per_round": (self.per_round is None or self.per_round >= 1, "at least 1"),
+        }
+        _check(self, ranges)
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig(SamplingConfig):
     """How to write on: field names and meanings are those of transformers.
 
     Raises:
@@ -44,20 +106,9 @@ class GenerationConfig:
     early_stopping: bool | Literal["never"] = False
     """True: be done with a row as soon as num_beams of its sequences have ended. False: go on
     while a better one looks possible at the length so far. never: while one is possible at all."""
-    do_sample: bool = False
-    """Draw the next token instead of taking the likeliest; what follows is for this alone."""
-    temperature: float = 1.0
-    """Scores are divided by it."""
-    top_k: int = 50
-    """Draw from so many likeliest tokens; 0 from all."""
-    top_p: float = 1.0
-    """Draw from the fewest that have this probability together (Holtzman et al.,
-    arXiv 1904.09751)."""
-    min_p: float = 0.0
-    """Draw from those that are this probable beside the likeliest (Nguyen et al.,
-    arXiv 2407.01082)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         most = self.max_new_tokens
         if most is None and self.max_length is None:
             most = _NEW_TOKENS
@@ -78,14 +129,8 @@ class GenerationConfig:
                 f"in [1, num_beams {self.num_beams}]",
             ),
             "early_stopping": (self.early_stopping in (True, False, "never"), "a bool or 'never'"),
-            "temperature": (self.temperature > 0, "positive"),
-            "top_k": (self.top_k >= 0, "at least 0"),
-            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
-            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
         }
-        for name, (fits, wanted) in ranges.items():
-            if not fits:
-                raise InputError(f"{name} must be {wanted}; got {getattr(self, name)}")
+        _check(self, ranges)
 
     @property
     def _beams_suffice(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal
 import tyro
 
 from bertjax.errors import InputError
+from bertjax.generation_config import GenerationConfig
 from bertjax.run_config import MeshConfig, TaskConfig, WriteFormat
 
 PredictionFormat = Literal["csv", "jsonl", "conll", "glue", "squad"]
@@ -92,6 +93,52 @@ class FillMaskConfig:
     def __post_init__(self) -> None:
         if not self.text:
             raise InputError('give a text that holds [MASK], such as "The [MASK] barked."')
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """`bertjax generate`: write on from prompts, or fill in what is masked."""
+
+    model: tyro.conf.Positional[str]
+    """Run directory, model directory, or name on the Hugging Face hub."""
+    text: tyro.conf.Positional[tuple[str, ...]]
+    """Prompts; with --mask-predict texts that hold [MASK]."""
+    settings: tyro.conf.OmitArgPrefixes[GenerationConfig] = dataclasses.field(
+        default_factory=GenerationConfig
+    )
+    """How to write on. Where neither this nor the model names an end, [SEP] is it."""
+    seed: int = 0
+    """Of samples: text n is drawn by this plus n, whatever stands beside it."""
+    batch_size: int = 8
+    """Texts that are written on together."""
+    stream: bool = False
+    """Print each word as soon as it is there."""
+    mask_predict: bool = False
+    """Of masked-language models: fill all [MASK]s of a text, and the least certain ones anew,
+    round by round (Ghazvininejad et al., arXiv 1904.09324)."""
+    append_masks: int = 0
+    """With --mask-predict: so many [MASK]s more at the end of each text."""
+    iterations: int = 10
+    """With --mask-predict: rounds."""
+    per_round: int | None = None
+    """With --mask-predict: fill so many [MASK]s a round, the most certain ones, for good; takes the
+    place of --iterations."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type."""
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise InputError('give a text to write on from, such as "Once upon a time"')
+        for number, text in enumerate(self.text):
+            if not text.strip() and not self.append_masks:
+                raise InputError(f"text {number} is empty: give at least a word to write on from")
+        for name, least in {"batch_size": 1, "append_masks": 0, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if self.mask_predict and self.stream:
+            raise InputError("mask-predict knows its tokens at the end alone: leave out --stream")
+        if self.append_masks and not self.mask_predict:
+            raise InputError("--append-masks is for --mask-predict: add it")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from bertjax.generation_config import GenerationConfig
+from bertjax.generation_config import GenerationConfig, SamplingConfig
 
 
 def next_scores(
@@ -47,7 +47,11 @@ def next_scores(
     if settings.forced_bos_token_id is not None:
         forced = jnp.full_like(scores, -jnp.inf).at[:, settings.forced_bos_token_id].set(0.0)
         scores = jnp.where(written == 0, forced, scores)
-    return _warped(settings, scores) if settings.do_sample else scores
+    if not settings.do_sample:
+        return scores
+    # A beam needs more to go on with than may end it.
+    some = 1 if settings.num_beams == 1 else max(2, 1 + len(ends))
+    return warped(settings, scores, some)
 
 
 def _penalize(scores: jax.Array, tokens: jax.Array, there: jax.Array, penalty: float) -> jax.Array:
@@ -76,9 +80,17 @@ def _marked(tokens: jax.Array, which: jax.Array, vocabulary: int) -> jax.Array:
     return jnp.zeros((tokens.shape[0], vocabulary), bool).at[rows, nowhere].set(True, mode="drop")
 
 
-def _warped(settings: GenerationConfig, scores: jax.Array) -> jax.Array:
-    """Leave what a sample may be drawn from; a beam needs more to go on with than may end it."""
-    some = 1 if settings.num_beams == 1 else max(2, 1 + len(settings.eos_token_ids))
+def warped(settings: SamplingConfig, scores: jax.Array, some: int = 1) -> jax.Array:
+    """Leave what a sample may be drawn from.
+
+    Args:
+      settings: the rules.
+      scores: float32 [B, V].
+      some: tokens to leave at least.
+
+    Returns:
+      float32 [B, V], -inf where nothing may be drawn.
+    """
     scores = scores / settings.temperature
     if 0 < settings.top_k < scores.shape[1]:
         least = jax.lax.top_k(scores, max(some, settings.top_k))[0][:, -1:]
