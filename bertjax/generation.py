@@ -21,6 +21,7 @@ from bertjax.errors import InputError
 from bertjax.generation_config import GenerationConfig
 from bertjax.module import Input
 from bertjax.prompt import Job, Prompt
+from bertjax.unstacked import apart
 
 _LOG = logging.getLogger(__name__)
 
@@ -221,7 +222,7 @@ def _prepare(
     prompt = prompt.resize(bucket_width(real, longest - room), settings.pad_token_id or 0)
     copies = settings.num_return_sequences if settings.num_beams == 1 else 1
     job = Job(
-        params,
+        apart(params),
         prompt.repeat(copies),
         _numbered(seeds, len(ids), copies),
         np.int32(least) if settings.min_new_tokens or settings.min_length else None,

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from bertjax.cache import Cache, init_cache
 from bertjax.module import Input
+from bertjax.unstacked import together
 
 
 class Prompt(NamedTuple):
@@ -46,7 +47,7 @@ class Job(NamedTuple):
     """What is to be written, as arrays.
 
     Attributes:
-      params: the model's.
+      params: the model's, as `bertjax.unstacked.apart` returns them.
       prompt: prompts of a bucket's width.
       seeds: [B, 2], a row's seed and the number of its copy.
       least: scalar, no end before so many tokens; None: there is no such rule.
@@ -120,7 +121,7 @@ class PromptReader:
         **given: Any,
     ) -> tuple[Cache, jax.Array]:
         output = self._model.apply(
-            {"params": self._params},
+            {"params": together(self._params)},
             jnp.asarray(tokens),
             mask,
             position_ids=positions,
