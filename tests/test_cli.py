@@ -100,7 +100,7 @@ def bad_text(refused, tmp_path):
             [],
             [
                 "no command",
-                "pretrain, finetune, evaluate, predict, fill-mask, build-vocab",
+                "pretrain, finetune, evaluate, predict, fill-mask, generate, build-vocab",
             ],
         ),
         (["pretrian"], ["'pretrian'", "did you mean pretrain?"]),
