@@ -22,6 +22,8 @@ _PUBLIC = {
     "BertTokenizer": "tokenizer",
     "Cache": "cache",
     "CausalLMOutputWithCrossAttentions": "outputs",
+    "EncoderDecoderConfig": "encoder_decoder_config",
+    "EncoderDecoderModel": "encoder_decoder",
     "FinetuneConfig": "run_config",
     "GenerateOutput": "generation",
     "GenerationConfig": "generation_config",
@@ -33,6 +35,7 @@ _PUBLIC = {
     "NextSentencePredictorOutput": "outputs",
     "PretrainConfig": "run_config",
     "QuestionAnsweringModelOutput": "outputs",
+    "Seq2SeqLMOutput": "outputs",
     "SequenceClassifierOutput": "outputs",
     "TokenClassifierOutput": "outputs",
     "from_pretrained": "pretrained",
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
     from bertjax.cache import Cache, init_cache
     from bertjax.causal_lm import BertLMHeadModel
     from bertjax.config import BertConfig
+    from bertjax.encoder_decoder import EncoderDecoderModel
+    from bertjax.encoder_decoder_config import EncoderDecoderConfig
     from bertjax.errors import InputError
     from bertjax.generation import GenerateOutput, generate, stream
     from bertjax.generation_config import GenerationConfig, MaskPredictConfig
@@ -63,6 +68,7 @@ if TYPE_CHECKING:
         MultipleChoiceModelOutput,
         NextSentencePredictorOutput,
         QuestionAnsweringModelOutput,
+        Seq2SeqLMOutput,
         SequenceClassifierOutput,
         TokenClassifierOutput,
     )
@@ -93,6 +99,8 @@ __all__ = [
     "BertTokenizer",
     "Cache",
     "CausalLMOutputWithCrossAttentions",
+    "EncoderDecoderConfig",
+    "EncoderDecoderModel",
     "FinetuneConfig",
     "GenerateOutput",
     "GenerationConfig",
@@ -104,6 +112,7 @@ __all__ = [
     "NextSentencePredictorOutput",
     "PretrainConfig",
     "QuestionAnsweringModelOutput",
+    "Seq2SeqLMOutput",
     "SequenceClassifierOutput",
     "TokenClassifierOutput",
     "from_pretrained",

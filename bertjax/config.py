@@ -5,12 +5,13 @@ import json
 import numbers
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from bertjax.errors import InputError
 
+T = TypeVar("T")
 PositionEmbeddingType = Literal["absolute", "relative_key", "relative_key_query"]
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
@@ -225,19 +226,7 @@ class BertConfig:
         Their `"gelu"` is read as erf, as Hugging Face does for the same checkpoints; replace
         `hidden_act` by `"gelu_new"` for google's own arithmetic.
         """
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise InputError(f"{path}: is not JSON ({error})") from error
-        if not isinstance(values, dict):
-            raise InputError(f"{path}: must hold a JSON object")
-        try:
-            return cls.from_dict(values)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+        return read_json(path, cls.from_dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
@@ -290,7 +279,7 @@ class BertConfig:
 
         hub_names = ("revision", "token", "cache_dir", "local_files_only")
         hub_options = {name: changes.pop(name) for name in hub_names if name in changes}
-        found = formats.find_config(formats.locate_files(source, **hub_options))
+        found = formats.find_bert_config(formats.locate_files(source, **hub_options))
         if "num_labels" in changes:
             changes.setdefault("id2label", ())
         return dataclasses.replace(found, **changes)
@@ -317,6 +306,27 @@ class BertConfig:
         """Write a config.json."""
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
         Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path, make: Callable[[dict[str, Any]], T]) -> T:
+    """Return what `make` makes of the object in a JSON file; its errors name the file.
+
+    Raises:
+      InputError: not readable, no JSON object, or none that `make` takes.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold a JSON object")
+    try:
+        return make(values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 _KINDS = typing.get_type_hints(BertConfig)

@@ -145,7 +145,7 @@ def _objective(config: FinetuneConfig, task: Task, data: TaskData) -> Finetuning
 
 def _model_config(config: FinetuneConfig, task: Task, data: TaskData) -> BertConfig:
     """Return the architecture that the run starts from, with the task's labels."""
-    found = formats.find_config(formats.locate(config.init_from))
+    found = formats.find_bert_config(formats.locate(config.init_from))
     if config.task.sequence_length > found.max_position_embeddings:
         raise InputError(
             f"task.sequence_length {config.task.sequence_length} is over the model's "

@@ -62,7 +62,7 @@ class Finetuned:
         )
         self._config = config
         self._path = formats.locate(config.model)
-        self._model_config = formats.find_config(self._path)
+        self._model_config = formats.find_bert_config(self._path)
         name, _ = find_class(self._path, self._model_config)
         if name != task.head:
             raise InputError(

@@ -5,6 +5,7 @@ vocabulary, E tokens of an encoder.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from flax import struct
 from bertjax import beams, decoding
 from bertjax.config import BertConfig
 from bertjax.data.bucketing import bucket_width
+from bertjax.encoder_decoder import EncoderDecoderModel
+from bertjax.encoder_decoder_config import AnyConfig
 from bertjax.errors import InputError
 from bertjax.generation_config import GenerationConfig
 from bertjax.module import Input
@@ -62,8 +65,10 @@ def generate(
     encoder_attention_mask: Input | None = None,
     seeds: Input | None = None,
     output_scores: bool = False,
+    decoder_input_ids: Input | None = None,
+    token_type_ids: Input | None = None,
 ) -> GenerateOutput:
-    """Write on from prompts with a `BertLMHeadModel`.
+    """Write on from prompts with a `BertLMHeadModel`, or targets with an `EncoderDecoderModel`.
 
     Prompts are padded to the width of a bucket (`bertjax.data.bucketing.bucket_width`), and
     programs are compiled once for each of these, each number of rows and each `settings`.
@@ -73,21 +78,26 @@ def generate(
       params: its parameters.
       input_ids: [B, P], prompts of one length or padded on the left.
       attention_mask: [B, P], 0 at padding; None: there is none. Positions count real tokens.
+        With an `EncoderDecoderModel` both are those of the sources, padded on any side.
       settings: how; None takes the defaults.
       encoder_hidden_states: [B, E, D], of a model with cross-attention.
       encoder_attention_mask: [B, E].
       seeds: [B], what a row's sample depends on beside its own prompt; None numbers the rows.
       output_scores: return the scores, too.
+      decoder_input_ids: [B, P], what the targets of an `EncoderDecoderModel` begin with, of one
+        length; None: decoder_start_token_id alone.
+      token_type_ids: [B, P], segments of its sources, 0 by default.
 
     Raises:
       InputError: a model that is no decoder, prompts padded on the right, tokens over the model's
         maximum or outside its vocabulary.
     """
-    task = _prepare(
-        model, params, input_ids, attention_mask, settings,
-        encoder_hidden_states, encoder_attention_mask, seeds,
+    given = _Given(
+        input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask, seeds,
+        decoder_input_ids, token_type_ids,
     )  # fmt: skip
-    options = model, task.settings, output_scores, task.job
+    task = _prepare(model, params, given, settings)
+    options = task.model, task.settings, output_scores, task.job
     if task.settings.num_beams > 1:
         found = beams.search(*options)
         return GenerateOutput(
@@ -98,7 +108,7 @@ def generate(
             task.cut(found.path),
         )
     state = decoding.start(*options)
-    state = decoding.advance(model, task.settings, task.job, state, np.int32(task.most))
+    state = decoding.advance(task.model, task.settings, task.job, state, np.int32(task.most))
     return GenerateOutput(task.sequences(state.tokens), state.lengths, task.cut(state.scores))
 
 
@@ -112,6 +122,8 @@ def stream(
     encoder_hidden_states: Input | None = None,
     encoder_attention_mask: Input | None = None,
     seeds: Input | None = None,
+    decoder_input_ids: Input | None = None,
+    token_type_ids: Input | None = None,
     every: int = 1,
 ) -> Iterator[np.ndarray]:
     """Write on as `generate` does, by the same programs, and yield the tokens while they come.
@@ -125,6 +137,8 @@ def stream(
       encoder_hidden_states: [B, E, D].
       encoder_attention_mask: [B, E].
       seeds: [B].
+      decoder_input_ids: [B, P].
+      token_type_ids: [B, P].
       every: tokens at a time; after the first, which comes alone.
 
     Yields:
@@ -139,34 +153,36 @@ def stream(
             f"num_beams {settings.num_beams}: beams know their tokens at the end alone and cannot "
             "be streamed; leave out one or the other"
         )
-    task = _prepare(
-        model, params, input_ids, attention_mask, settings,
-        encoder_hidden_states, encoder_attention_mask, seeds,
+    given = _Given(
+        input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask, seeds,
+        decoder_input_ids, token_type_ids,
     )  # fmt: skip
-    return _stream(model, task, every)
+    return _stream(_prepare(model, params, given, settings), every)
 
 
-def _stream(model: Any, task: "_Task", every: int) -> Iterator[np.ndarray]:
-    state, shown = decoding.start(model, task.settings, False, task.job), 0
+def _stream(task: "_Task", every: int) -> Iterator[np.ndarray]:
+    state, shown = decoding.start(task.model, task.settings, False, task.job), 0
     while True:
         written, first = int(state.written), task.job.prompt.length
         yield np.asarray(state.tokens)[:, first + shown : first + written]
         if written >= task.most or bool(state.ended.all()):
             return
         shown, until = written, np.int32(min(written + every, task.most))
-        state = decoding.advance(model, task.settings, task.job, state, until)
+        state = decoding.advance(task.model, task.settings, task.job, state, until)
 
 
 class _Task(NamedTuple):
     """A checked job, and how its result goes back to the caller's shapes.
 
     Attributes:
+      model: the decoder.
       settings: complete; `max_new_tokens` is what there is room for.
       job: of a bucket's width.
       prompts: [B x R, P], as they were given.
       most: tokens to write at most.
     """
 
+    model: Any
     settings: GenerationConfig
     job: Job
     prompts: np.ndarray
@@ -187,19 +203,31 @@ class _Task(NamedTuple):
         return jnp.asarray(np.asarray(array)[:, : self.most])
 
 
-def _prepare(
-    model: Any,
-    params: Any,
-    input_ids: Input,
-    attention_mask: Input | None,
-    settings: GenerationConfig | None,
-    encoder_hidden_states: Input | None,
-    encoder_attention_mask: Input | None,
-    seeds: Input | None,
-) -> _Task:
+class _Given(NamedTuple):
+    """What `generate` is given beside the model and the settings."""
+
+    input_ids: Input
+    attention_mask: Input | None
+    encoder_hidden_states: Input | None
+    encoder_attention_mask: Input | None
+    seeds: Input | None
+    decoder_input_ids: Input | None
+    token_type_ids: Input | None
+
+
+def _prepare(model: Any, params: Any, given: _Given, settings: GenerationConfig | None) -> _Task:
     settings = _with_ids(settings or GenerationConfig(), model.config)
-    ids = np.asarray(input_ids)
-    mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) != 0
+    if isinstance(model, EncoderDecoderModel):
+        model, params, given = _encoded(model, params, given)
+    elif given.decoder_input_ids is not None or given.token_type_ids is not None:
+        raise InputError(
+            "decoder_input_ids and token_type_ids are for an EncoderDecoderModel: prompts are "
+            "input_ids"
+        )
+    ids = np.asarray(given.input_ids)
+    mask = np.ones(ids.shape, bool)
+    if given.attention_mask is not None:
+        mask = np.asarray(given.attention_mask) != 0
     _check(model.config, settings, ids, mask)
     if settings.max_new_tokens and settings.max_length:
         _LOG.warning(
@@ -218,13 +246,13 @@ def _prepare(
         )
     # What follows from max_length differs from prompt to prompt; the programs shall not.
     room = most if settings.max_new_tokens == most else bucket_width(most, longest - real)
-    prompt = Prompt(ids, mask, encoder_hidden_states, encoder_attention_mask)
+    prompt = Prompt(ids, mask, given.encoder_hidden_states, given.encoder_attention_mask)
     prompt = prompt.resize(bucket_width(real, longest - room), settings.pad_token_id or 0)
     copies = settings.num_return_sequences if settings.num_beams == 1 else 1
     job = Job(
         apart(params),
         prompt.repeat(copies),
-        _numbered(seeds, len(ids), copies),
+        _numbered(given.seeds, len(ids), copies),
         np.int32(least) if settings.min_new_tokens or settings.min_length else None,
         np.int32(most),
     )
@@ -232,7 +260,36 @@ def _prepare(
     settings = dataclasses.replace(
         settings, max_new_tokens=room, max_length=None, min_new_tokens=None, min_length=0
     )
-    return _Task(settings, job, np.repeat(ids, copies, axis=0), most)
+    return _Task(model, settings, job, np.repeat(ids, copies, axis=0), most)
+
+
+def _encoded(model: EncoderDecoderModel, params: Any, given: _Given) -> tuple[Any, Any, _Given]:
+    """Return the decoder, its parameters, and what it is given once the sources are encoded."""
+    if given.encoder_hidden_states is not None or given.encoder_attention_mask is not None:
+        raise InputError("an EncoderDecoderModel encodes input_ids itself: give nothing else")
+    ids, mask, types = given.input_ids, given.attention_mask, given.token_type_ids
+    batch, length = np.shape(ids)
+    mask = np.ones((batch, length), np.int32) if mask is None else mask
+    width = bucket_width(length, max(length, model.config.encoder.max_position_embeddings))
+    pad = ((0, 0), (0, width - length))
+    ids, mask, types = (x if x is None else np.pad(x, pad) for x in (ids, mask, types))
+    begin = given.decoder_input_ids
+    decoder = _Given(
+        model.begin(batch) if begin is None else begin,
+        attention_mask=None,
+        encoder_hidden_states=_encode(model, params, ids, mask, types),
+        encoder_attention_mask=mask,
+        seeds=given.seeds,
+        decoder_input_ids=None,
+        token_type_ids=None,
+    )
+    return model.decoder_alone(), model.decoder_params(params), decoder
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model: EncoderDecoderModel, params: Any, *source: Input | None) -> jax.Array:
+    states: Any = model.apply({"params": params}, *source, method="encode")
+    return states
 
 
 def _numbered(seeds: Input | None, rows: int, copies: int) -> np.ndarray:
@@ -243,7 +300,7 @@ def _numbered(seeds: Input | None, rows: int, copies: int) -> np.ndarray:
     return np.stack([np.repeat(given, copies), np.tile(np.arange(copies), rows)], axis=1)
 
 
-def _with_ids(settings: GenerationConfig, config: BertConfig) -> GenerationConfig:
+def _with_ids(settings: GenerationConfig, config: AnyConfig) -> GenerationConfig:
     """Fill in the ids that the model's config has."""
     if settings.eos_token_id is None:
         settings = dataclasses.replace(settings, eos_token_id=config.eos_token_id)

@@ -26,6 +26,7 @@ class PretrainedModule(nn.Module):
     config: BertConfig
     dtype: DTypeLike = jnp.float32
 
+    config_class: ClassVar[type[Any]] = BertConfig
     _init_shape: ClassVar[tuple[int, ...]] = (1, 2)
 
     @property

@@ -94,6 +94,33 @@ class CausalLMOutputWithCrossAttentions:
 
 
 @struct.dataclass
+class Seq2SeqLMOutput:
+    """Output of `EncoderDecoderModel`; T tokens of the decoder, E of the encoder.
+
+    Attributes:
+      loss: float32 scalar, where labels were given.
+      logits: float32 [B, T, V], or [B, N, V] for the N tokens of `decoder_logits_to_keep`.
+      past_key_values: the decoder's; see `BertModelOutput`.
+      decoder_hidden_states: its `hidden_states`.
+      decoder_attentions: its `attentions`.
+      cross_attentions: L arrays [B, H, T, E].
+      encoder_last_hidden_state: [B, E, D], where the source was read or given; before projection.
+      encoder_hidden_states: the encoder's `hidden_states`.
+      encoder_attentions: its `attentions`.
+    """
+
+    loss: jax.Array | None = None
+    logits: jax.Array | None = None
+    past_key_values: Cache | None = None
+    decoder_hidden_states: tuple[jax.Array, ...] | None = None
+    decoder_attentions: tuple[jax.Array, ...] | None = None
+    cross_attentions: tuple[jax.Array, ...] | None = None
+    encoder_last_hidden_state: jax.Array | None = None
+    encoder_hidden_states: tuple[jax.Array, ...] | None = None
+    encoder_attentions: tuple[jax.Array, ...] | None = None
+
+
+@struct.dataclass
 class NextSentencePredictorOutput(HeadOutput):
     """Output of `BertForNextSentencePrediction`; logits [B, 2]: next sentence, random sentence."""
 

@@ -52,6 +52,8 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(pooler|transform)/dense/bias", (None,)),
     (r"predictions/decoder/kernel", (None, "vocab")),
     (r"predictions/bias", ("vocab",)),
+    (r"enc_to_dec_proj/kernel", ("embed", None)),
+    (r"enc_to_dec_proj/bias", (None,)),
     (r"(seq_relationship|classifier|qa_outputs)/kernel", (None, None)),
     (r"(seq_relationship|classifier|qa_outputs)/bias", (None,)),
     (r"self/(query|key|value)/lora_B/kernel", (None, "heads", None)),

@@ -19,6 +19,7 @@ install_import_hook(
             "causal_lm",
             "dropout",
             "encoder",
+            "encoder_decoder",
             "heads",
             "losses",
             "model",

@@ -19,7 +19,18 @@ from tests.peers import quick_params
 README = Path(__file__).parent.parent / "README.md"
 
 
-@pytest.mark.parametrize("module", ["config", "model", "heads", "task_heads", "causal_lm"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "config",
+        "model",
+        "heads",
+        "task_heads",
+        "causal_lm",
+        "encoder_decoder",
+        "encoder_decoder_config",
+    ],
+)
 def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(f"bertjax.{module}"))
     assert result.attempted
@@ -70,6 +81,9 @@ def test_readme_python_examples(tmp_path, monkeypatch):
             assert names["output"].logits.shape == (2, 2)
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert names["written"].sequences.shape == (4, 16)
+    assert names["targets"].shape == (2, 9)
+    assert set(names["both"]["decoder"]["bert"]["encoder"]["layer"]) == {"crossattention"}
+    assert (tmp_path / "bert2bert" / "model.safetensors").is_file()
     assert int(names["output"].past_key_values.length) == 8
     assert names["model"].config.vocab_size == 31000
     assert names["model"].config.pruned_heads == ((0, 1), (0, 3), (1, 2))

@@ -8,7 +8,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bertjax import lora, sharding, train
+from bertjax import EncoderDecoderConfig, EncoderDecoderModel, lora, sharding, train
 from bertjax.config import BertConfig
 from bertjax.errors import InputError
 from bertjax.heads import BertForPreTraining
@@ -34,12 +34,21 @@ def adapter_paths():
     return {path: leaf.shape for path, leaf in names.parameters(adapters)}
 
 
+def pair_paths():
+    tiny = BertConfig.preset("tiny", vocab_size=50)
+    wide = BertConfig.preset("mini", vocab_size=50, num_hidden_layers=1)
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(wide, tiny)
+    params = abstract_params(EncoderDecoderModel(config))
+    return {path: leaf.shape for path, leaf in names.parameters(params)}
+
+
 ALL_PATHS = (
     paths()
     | paths(tie_word_embeddings=False)
     | paths(position_embedding_type="relative_key")
     | paths(is_decoder=True, add_cross_attention=True)
     | adapter_paths()
+    | pair_paths()
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bertjax import run_dir
 from bertjax.config import BertConfig
+from bertjax.encoder_decoder_config import AnyConfig, config_from_directory
 from bertjax.errors import InputError
 from bertjax.pretrained import hub
 
@@ -140,7 +141,7 @@ def _find_in_run(path: Path) -> tuple[Format, Path]:
     return FORMATS["orbax"], states[-1]
 
 
-def find_config(path: Path) -> BertConfig:
+def find_config(path: Path) -> AnyConfig:
     """Return the config that belongs to the weights at `path`.
 
     Raises:
@@ -148,9 +149,21 @@ def find_config(path: Path) -> BertConfig:
     """
     if (path / run_dir.CHECKPOINTS).is_dir():
         if (path / run_dir.MODEL).is_dir():
-            return BertConfig.from_directory(path / run_dir.MODEL)
+            return config_from_directory(path / run_dir.MODEL)
         return run_dir.model_config(path)
-    return BertConfig.from_directory(path if path.is_dir() else path.parent)
+    return config_from_directory(path if path.is_dir() else path.parent)
+
+
+def find_bert_config(path: Path) -> BertConfig:
+    """Return the config at `path`, of one BERT.
+
+    Raises:
+      InputError: there is none, or that of an encoder-decoder.
+    """
+    found = find_config(path)
+    if isinstance(found, BertConfig):
+        return found
+    raise InputError(f"{path}: is an encoder-decoder; name a model that is one BERT")
 
 
 def parse_size(size: str | int) -> int:
@@ -169,6 +182,6 @@ def parse_size(size: str | int) -> int:
         raise InputError(f"{size!r} is not a size: give bytes, or such as 500MB or 5GB") from None
 
 
-def architectures(config: BertConfig) -> list[str]:
+def architectures(config: AnyConfig) -> list[str]:
     """Return the class names that a config.json gives."""
     return json.loads(dict(config.other).get("architectures", "null")) or []

@@ -1,24 +1,21 @@
 """Reading a model: its class, its config, and its parameters straight into place."""
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 import bertjax
 from bertjax.config import BertConfig
+from bertjax.encoder_decoder_config import AnyConfig, EncoderDecoderConfig
 from bertjax.errors import InputError
 from bertjax.module import PretrainedModule
-from bertjax.pretrained import formats, match, names
-from bertjax.pretrained.reader import TensorReader
-from bertjax.sharding import path_of
+from bertjax.pretrained import formats, match, pairs
+from bertjax.pretrained.fill import Filling, fill
 
-_LOG = logging.getLogger(__name__)
 ModelT = TypeVar("ModelT", bound=Any)
 
 
@@ -26,7 +23,7 @@ def load_pretrained(
     model_class: type[ModelT],
     source: str | Path,
     *,
-    config: BertConfig | None = None,
+    config: AnyConfig | None = None,
     shardings: Any = None,
     param_dtype: DTypeLike = jnp.float32,
     key: jax.Array | None = None,
@@ -72,31 +69,14 @@ def load_pretrained(
         "local_files_only": local_files_only,
     }
     path = formats.locate(source, **hub_options)
-    model = model_class(config or formats.find_config(path), **attributes)
+    config = config or formats.find_config(path)
+    _check_kind(model_class, config, source)
+    model = model_class(config, **attributes)
     kind, file = formats.find_weights(path)
-    try:
-        wanted = abstract_params(model)
-    except InputError as error:  # the config asks for what there is not
-        raise InputError(f"{source}: {error}") from error
+    how = Filling(str(source), shardings, param_dtype, key, ignore_mismatched_sizes)
     with kind.module.open_tensors(file) as tensors:
-        found = match.match(
-            wanted,
-            model.config,
-            tensors.shapes(),
-            str(source),
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-        )
-        if found.decoder is not None:
-            _check_tie(tensors, found.sources, found.decoder, str(source))
-        fresh = _initialised(model, found.fresh, key)
-
-        def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
-            if name in fresh:
-                return np.asarray(fresh[name], param_dtype)
-            parts = names.hf_tensors(name, shape, model.config)
-            return _read(tensors, found.sources, parts, shape, param_dtype)
-
-        params = _placed(wanted, shardings, read)
+        of_pair = isinstance(config, EncoderDecoderConfig)
+        params = pairs.fill_pair(model, tensors, how) if of_pair else fill(model, tensors, how)
     return model, params
 
 
@@ -113,7 +93,7 @@ def from_pretrained(source: str | Path, **options: Any) -> tuple[Any, dict[str, 
     return load_pretrained(model_classes()[name], path, **attributes | options)
 
 
-def find_class(path: Path, config: BertConfig) -> tuple[str, dict[str, Any]]:
+def find_class(path: Path, config: AnyConfig) -> tuple[str, dict[str, Any]]:
     """Return the class name of the checkpoint at `path`, and the attributes that it needs.
 
     Raises:
@@ -122,6 +102,17 @@ def find_class(path: Path, config: BertConfig) -> tuple[str, dict[str, Any]]:
     kind, file = formats.find_weights(path)
     with kind.module.open_tensors(file) as tensors:
         return class_of(config, tensors.shapes())
+
+
+def _check_kind(model_class: Any, config: AnyConfig, source: str | Path) -> None:
+    if isinstance(config, getattr(model_class, "config_class", BertConfig)):
+        return
+    if isinstance(config, EncoderDecoderConfig):
+        raise InputError(f"{source}: is an encoder-decoder; load it with EncoderDecoderModel")
+    raise InputError(
+        f"{source}: is one BERT; EncoderDecoderModel.from_encoder_decoder_pretrained makes an "
+        "encoder and a decoder of it"
+    )
 
 
 def model_classes() -> dict[str, type[Any]]:
@@ -134,7 +125,7 @@ def model_classes() -> dict[str, type[Any]]:
     }
 
 
-def class_of(config: BertConfig, tensor_names: Iterable[str]) -> tuple[str, dict[str, Any]]:
+def class_of(config: AnyConfig, tensor_names: Iterable[str]) -> tuple[str, dict[str, Any]]:
     """Return the class name of a checkpoint, and the attributes that it needs.
 
     The config's `architectures` say; where they do not (google's files), the tensors do.
@@ -147,6 +138,8 @@ def class_of(config: BertConfig, tensor_names: Iterable[str]) -> tuple[str, dict
     def has(prefix: str) -> bool:
         return any(name.startswith(prefix) for name in own)
 
+    if isinstance(config, EncoderDecoderConfig):
+        return "EncoderDecoderModel", {}
     given = formats.architectures(config)
     if given:
         name = given[0].removeprefix("Flax")
@@ -167,78 +160,3 @@ def class_of(config: BertConfig, tensor_names: Iterable[str]) -> tuple[str, dict
         name = "BertForSequenceClassification" if has("classifier.") else "BertModel"
     lacks_pooler = name == "BertModel" and not has("pooler.")
     return name, {"add_pooling_layer": False} if lacks_pooler else {}
-
-
-def abstract_params(model: Any) -> dict[str, Any]:
-    """Return the model's parameter tree as shapes, without computing anything."""
-    return jax.eval_shape(model.init, jax.random.key(0), model.init_ids)["params"]
-
-
-def _check_tie(tensors: TensorReader, sources: dict[str, str], decoder: str, source: str) -> None:
-    """Warn of a decoder that is not the word embeddings though the config says so."""
-    embeddings = sources.get("bert.embeddings.word_embeddings.weight")
-    if embeddings and not np.array_equal(tensors.read(decoder), tensors.read(embeddings)):
-        _LOG.warning(
-            "%s: left out %s: it differs from the word embeddings, but tie_word_embeddings is set; "
-            "unset it in the config to use it",
-            source,
-            decoder,
-        )
-
-
-def _read(
-    tensors: TensorReader,
-    sources: dict[str, str],
-    parts: list[names.HfTensor],
-    shape: tuple[int, ...],
-    dtype: DTypeLike,
-) -> np.ndarray:
-    """Return one parameter, filled layer by layer so that it is in memory once."""
-    array = _aligned(shape, np.dtype(dtype))
-    for tensor in parts:
-        place = ... if tensor.layer is None else tensor.layer
-        array[place] = tensor.decode(tensors.read(sources[tensor.name]))
-    return array
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an empty array that a CPU device takes over instead of copying it."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def _placed(
-    wanted: Any, shardings: Any, read: Callable[[str, tuple[int, ...]], np.ndarray]
-) -> dict[str, Any]:
-    """Return the tree of parameters, each read and put into its sharding, one after the other."""
-    leaves, tree = jax.tree.flatten_with_path(wanted)
-    targets = [None] * len(leaves)
-    if shardings is not None:
-        targets = jax.tree.leaves(shardings)
-    placed = {}
-    # The largest first: what reading it takes beside it is gone before the rest is there.
-    for i in sorted(range(len(leaves)), key=lambda i: leaves[i][1].size, reverse=True):
-        path, leaf = leaves[i]
-        placed[i] = _on_devices(read(path_of(path), leaf.shape), targets[i])
-    return jax.tree.unflatten(tree, [placed[i] for i in range(len(leaves))])
-
-
-def _on_devices(array: np.ndarray, sharding: Any) -> jax.Array:
-    if sharding is None:
-        return jax.device_put(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _initialised(model: Any, paths: set[str], key: jax.Array | None) -> dict[str, jax.Array]:
-    """Return the initial values of some parameters; no others are computed."""
-    if not paths:
-        return {}
-
-    @jax.jit
-    def init(key: jax.Array) -> dict[str, jax.Array]:
-        params = model.init(key, model.init_ids)["params"]
-        return {path: leaf for path, leaf in names.parameters(params) if path in paths}
-
-    return init(jax.random.key(0) if key is None else key)

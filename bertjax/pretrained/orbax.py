@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bertjax import run_dir
-from bertjax.config import BertConfig
+from bertjax.encoder_decoder_config import AnyConfig, config_at, config_from_directory
 from bertjax.errors import InputError
 from bertjax.pretrained import names
 from bertjax.sharding import path_of
@@ -22,7 +22,7 @@ DIRECTORY = "params"
 class OrbaxTensors:
     """Parameters of an Orbax directory, one layer's tensor at a time."""
 
-    def __init__(self, directory: Path, config: BertConfig | None, checkpointer: Any) -> None:
+    def __init__(self, directory: Path, config: AnyConfig | None, checkpointer: Any) -> None:
         self._directory = directory
         self._checkpointer = checkpointer
         try:
@@ -38,7 +38,7 @@ class OrbaxTensors:
             path = path.removeprefix(f"{DIRECTORY}/")
             if path.rpartition("/")[2] not in names.LEAVES:
                 raise InputError(f"{directory}: {path} is not a parameter of a BERT")
-            for tensor in names.hf_tensors(path, leaf.shape, config):
+            for tensor in names.hf_tensors(path, leaf.shape, config_at(config, path)):
                 self._tensors[tensor.name] = path, tensor
         self._last: tuple[str, np.ndarray] | None = None
 
@@ -85,11 +85,11 @@ def open_tensors(path: Path) -> Iterator[OrbaxTensors]:
         yield OrbaxTensors(path.parent.resolve(), _config(path), checkpointer)
 
 
-def _config(path: Path) -> BertConfig | None:
+def _config(path: Path) -> AnyConfig | None:
     """Return the config that tells which heads are pruned: of the model, or of the run."""
     above = path.resolve().parents
     if (above[1] / "config.json").is_file():
-        return BertConfig.from_directory(above[1])
+        return config_from_directory(above[1])
     if above[2].name == run_dir.CHECKPOINTS and (above[3] / run_dir.CONFIG).is_file():
         return run_dir.model_config(above[3])
     return None

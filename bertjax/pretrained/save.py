@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from bertjax.config import BertConfig
+from bertjax.encoder_decoder import EncoderDecoderModel
 from bertjax.errors import InputError
 from bertjax.pretrained import formats, names
 from bertjax.pretrained.model_card import model_card
@@ -56,6 +57,8 @@ def save_pretrained(
     directory = Path(directory)
     if to not in formats.WRITERS:
         raise InputError(f"cannot write {to!r}: choose one of {', '.join(formats.WRITERS)}")
+    if isinstance(model, EncoderDecoderModel) and to not in ("hf", "orbax"):
+        raise InputError(f"an encoder-decoder is written as hf or orbax, not as {to}")
     kind = formats.FORMATS[to]
     config = dataclasses.replace(model.config, other=_other(model, dtype))
     shard_bytes = formats.parse_size(max_shard_size)
@@ -77,7 +80,7 @@ def save_pretrained(
                     beside, jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
                 )
             else:
-                tensors = _tensors(model.config, params, dtype)
+                tensors = _tensors_of(model, params, dtype)
                 kind.module.write(beside, tensors, shard_bytes)
             for path in beside.rglob("*"):
                 if path.is_file():  # the safetensors library leaves its files to their owner alone
@@ -93,6 +96,21 @@ def _other(model: Any, dtype: DTypeLike) -> tuple[tuple[str, str], ...]:
     other["architectures"] = json.dumps([type(model).__name__])
     other["dtype"] = json.dumps(jnp.dtype(dtype).name)
     return tuple(sorted(other.items()))
+
+
+def _tensors_of(model: Any, params: Mapping[str, Any], dtype: DTypeLike) -> dict[str, np.ndarray]:
+    """Return a model's tensors; of a pair, each half's under its prefix, tied ones twice."""
+    if not isinstance(model, EncoderDecoderModel):
+        return _tensors(model.config, params, dtype)
+    config = model.config
+    encoder = _tensors(config.encoder, params["encoder"], dtype)
+    decoder = _tensors(config.decoder, model.decoder_params(params), dtype)
+    rest = {name: tree for name, tree in params.items() if name not in ("encoder", "decoder")}
+    return (
+        {f"encoder.{name}": tensor for name, tensor in encoder.items()}
+        | {f"decoder.{name}": tensor for name, tensor in decoder.items()}
+        | _tensors(config.decoder, rest, dtype)
+    )
 
 
 def _tensors(
