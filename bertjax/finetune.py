@@ -12,17 +12,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import bertjax
-from bertjax import pretrained, run_dir, seeds
+from bertjax import pretrained, run_dir, seeds, seq2seq
 from bertjax.checkpoint import Checkpoints
 from bertjax.config import BertConfig
 from bertjax.data.bucketing import steps_per_epoch, training_batches
 from bertjax.data.task_data import TaskData
 from bertjax.data.tasks import Task
 from bertjax.devices import open_mesh
+from bertjax.encoder_decoder import EncoderDecoderModel
 from bertjax.errors import InputError
 from bertjax.fit import Window, fit
 from bertjax.keeper import Best, Keeper
-from bertjax.objectives import FinetuningObjective
+from bertjax.objectives import FinetuningObjective, Seq2SeqObjective
 from bertjax.optimizer import learning_rate_schedule, optimizer
 from bertjax.pretrained import abstract_params, formats
 from bertjax.report import OF_ONE_SEED, Report, draw_curves, read_metrics, say
@@ -65,7 +66,7 @@ def run(config: FinetuneConfig) -> None:
     train, held_out = _read_splits(config, task, tokenizer)
     per_epoch = steps_per_epoch(train.rows, config.batch_size)
     steps = max(1, round(config.epochs * per_epoch))
-    objective = _objective(config, task, train.data)
+    objective = _objective(config, task, train.data, tokenizer)
     rule = _rule(config, steps)
     tx = optimizer(rule, steps)
     shardings = state_shardings(abstract_state(objective, tx), mesh)
@@ -128,8 +129,15 @@ def _read_splits(
     return train, read(settings.validation, "validation", labels=train.data.labels)
 
 
-def _objective(config: FinetuneConfig, task: Task, data: TaskData) -> FinetuningObjective:
+def _objective(
+    config: FinetuneConfig, task: Task, data: TaskData, tokenizer: BertTokenizer
+) -> FinetuningObjective:
     """Return the model, with adapters where the config has them."""
+    if task.family == "seq2seq":
+        pair = seq2seq.model_config(config, tokenizer)
+        return Seq2SeqObjective(EncoderDecoderModel(pair, dtype=jnp.dtype(config.dtype)))
+    if config.tie_encoder_decoder:
+        raise InputError(f"tie_encoder_decoder: is for seq2seq; {task.name} is {task.family}")
     model = getattr(bertjax, task.head)(
         _model_config(config, task, data), dtype=jnp.dtype(config.dtype)
     )
@@ -231,14 +239,17 @@ def _first_state(
     key = jax.random.key(seed)
     adapted = objective.lora is not None
     model = objective.model
-    _, params = pretrained.load_pretrained(
-        type(model),
-        config.init_from,
-        config=model.config,
-        shardings=shardings.params["base"] if adapted else shardings.params,
-        key=key,
-        ignore_mismatched_sizes=True,  # a head of another task's labels
-    )
+    if isinstance(model, EncoderDecoderModel):
+        params = seq2seq.load(config, model, shardings.params, key)
+    else:
+        _, params = pretrained.load_pretrained(
+            type(model),
+            config.init_from,
+            config=model.config,
+            shardings=shardings.params["base"] if adapted else shardings.params,
+            key=key,
+            ignore_mismatched_sizes=True,  # a head of another task's labels
+        )
     with jax.set_mesh(mesh):
         start = jax.jit(lambda p: new_state(objective.adapted(p, key), tx), out_shardings=shardings)
         return start(params)

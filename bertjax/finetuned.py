@@ -2,28 +2,28 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.config import BertConfig
 from bertjax.data.features import Rows
 from bertjax.data.task_rows import shorten
 from bertjax.data.tasks import Task
 from bertjax.devices import open_mesh
+from bertjax.encoder_decoder_config import AnyConfig, EncoderDecoderConfig
 from bertjax.errors import InputError
 from bertjax.model_commands import InferenceConfig
-from bertjax.objectives import FinetuningObjective
+from bertjax.objectives import FinetuningObjective, Seq2SeqObjective
 from bertjax.pretrained import abstract_params, formats, load_pretrained
 from bertjax.pretrained.load import find_class, model_classes
 from bertjax.report import say
 from bertjax.run_config import TaskConfig
-from bertjax.scoring import Scorer, null_threshold
+from bertjax.scoring import null_threshold
 from bertjax.sharding import state_shardings
 from bertjax.splits import Split, configured_task, read_split
 from bertjax.tokenizer import BertTokenizer
+from bertjax.writing import make_scorer
 
 
 def task_of(config: InferenceConfig) -> Task:
@@ -62,7 +62,7 @@ class Finetuned:
         )
         self._config = config
         self._path = formats.locate(config.model)
-        self._model_config = formats.find_bert_config(self._path)
+        self._model_config = formats.find_config(self._path)
         name, _ = find_class(self._path, self._model_config)
         if name != task.head:
             raise InputError(
@@ -97,8 +97,9 @@ class Finetuned:
         _, params = load_pretrained(
             head, self._path, config=self._model_config, shardings=shardings
         )
-        objective: Any = FinetuningObjective(model)
-        scorer = Scorer(objective, self._mesh, shardings, self._config.batch_size)
+        kind = Seq2SeqObjective if self.task.family == "seq2seq" else FinetuningObjective
+        batch_size = self._config.batch_size
+        scorer = make_scorer(kind(model), self._mesh, shardings, batch_size, self._settings)
         return scorer.logits(params, rows, progress=self.writes)
 
     @property
@@ -107,7 +108,7 @@ class Finetuned:
         return jax.process_index() == 0
 
 
-def fitting_labels(task: Task, config: BertConfig, source: str) -> tuple[str, ...]:
+def fitting_labels(task: Task, config: AnyConfig, source: str) -> tuple[str, ...]:
     """Return the task's names of the labels in the order of the model's outputs.
 
     Names are the same whatever their case, hyphens and underscores. A model that names no labels is
@@ -116,6 +117,8 @@ def fitting_labels(task: Task, config: BertConfig, source: str) -> tuple[str, ..
     Raises:
       InputError: the model's outputs are not the task's labels.
     """
+    if isinstance(config, EncoderDecoderConfig):
+        return ()  # it writes texts
     kind, wanted = config.problem_type, task.problem_type
     single = wanted is not None and config.num_labels == 1
     if (kind and wanted and kind != wanted) or single != (task.family == "regression"):
@@ -146,7 +149,11 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "_").replace(" ", "_")
 
 
-def _fitting_lengths(settings: TaskConfig, config: BertConfig) -> TaskConfig:
+def _fitting_lengths(settings: TaskConfig, config: AnyConfig) -> TaskConfig:
     """Return the settings with rows no longer than the model takes."""
+    if isinstance(config, EncoderDecoderConfig):
+        room = config.decoder.max_position_embeddings - 1  # the start token comes before
+        longest = min(settings.target_length, room)
+        config, settings = config.encoder, dataclasses.replace(settings, target_length=longest)
     length = min(settings.sequence_length, config.max_position_embeddings)
     return dataclasses.replace(settings, sequence_length=length)

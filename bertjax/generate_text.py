@@ -8,7 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from bertjax import generation, infilling
 from bertjax.causal_lm import BertLMHeadModel
 from bertjax.data.vocab import SPECIAL_TOKENS
+from bertjax.encoder_decoder import EncoderDecoderModel
 from bertjax.errors import InputError
 from bertjax.generation_config import GenerationConfig, MaskPredictConfig, SamplingConfig
 from bertjax.heads import BertForMaskedLM
@@ -52,24 +53,38 @@ def run(config: GenerateConfig) -> None:
             sys.stdout.flush()
 
 
+class _Begun(NamedTuple):
+    """What a model is given of some texts.
+
+    Attributes:
+      inputs: arguments of `generation.generate`, by name.
+      shown: tokens that each text begins with, where it is printed.
+      hidden: columns of what is written that are shown already, or never.
+    """
+
+    inputs: dict[str, np.ndarray]
+    shown: list[np.ndarray]
+    hidden: int
+
+
 class _Decoder:
     """A `BertLMHeadModel` that writes on."""
+
+    _head: type[Any] = BertLMHeadModel
 
     def __init__(self, config: GenerateConfig, path: Path) -> None:
         if config.mask_predict:
             raise InputError(
-                f"{config.model}: is a decoder, which writes on from prompts: leave out "
+                f"{config.model}: is a decoder, which writes token after token: leave out "
                 "--mask-predict"
             )
-        if not formats.find_config(path).is_decoder:
+        self._tokenizer = BertTokenizer.from_pretrained(path)
+        self._model, self._params = load_pretrained(self._head, path, dtype=jnp.dtype(config.dtype))
+        if not getattr(self._model.config, "is_decoder", True):
             raise InputError(
                 f"{config.model}: is a BertLMHeadModel, but its config has is_decoder off; set it "
                 "to write on"
             )
-        self._tokenizer = BertTokenizer.from_pretrained(path)
-        self._model, self._params = load_pretrained(
-            BertLMHeadModel, path, dtype=jnp.dtype(config.dtype)
-        )
         self._config = config
         self._settings = self._complete(config.settings)
 
@@ -86,23 +101,22 @@ class _Decoder:
 
     def pieces(self, texts: Sequence[str], first: int) -> Iterator[str]:
         """See `Writer`."""
-        ids, mask = self._prompts(texts)
+        begun = self._begin(texts)
         seeds = self._config.seed + first + np.arange(len(texts))
-        given = (self._model, self._params, ids, mask)
+        given: dict[str, Any] = {"settings": self._settings, "seeds": seeds, **begun.inputs}
         copies = self._settings.num_return_sequences
-        prompts = [row[real] for row, real in zip(ids, mask != 0, strict=True)]
-        prompts = [row for row in prompts for _ in range(copies)]
+        prompts = [row for row in begun.shown for _ in range(copies)]
         if self._config.stream:
-            steps = generation.stream(*given, settings=self._settings, seeds=seeds)
+            steps = generation.stream(self._model, self._params, **given)
             yield from self._stream(prompts, steps)
             return
-        output = generation.generate(*given, settings=self._settings, seeds=seeds)
-        new = np.asarray(output.sequences)[:, ids.shape[1] :]
+        output = generation.generate(self._model, self._params, **given)
+        new = np.asarray(output.sequences)[:, begun.hidden :]
         for prompt, row, length in zip(prompts, new, output.lengths.tolist(), strict=True):
             yield self._tokenizer.decode([*prompt, *row[:length]]) + "\n"
 
-    def _prompts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids and mask [B, P] of texts that are not over yet, padded on the left."""
+    def _begin(self, texts: Sequence[str]) -> _Begun:
+        """Return texts that are not over yet, padded on the left."""
         batch = self._tokenizer(list(texts))
         end = self._tokenizer.backend.token_to_id("[SEP]")
         rows = []
@@ -115,7 +129,7 @@ class _Decoder:
         for number, row in enumerate(rows):
             ids[number, width - len(row) :] = row
             mask[number, width - len(row) :] = 1
-        return ids, mask
+        return _Begun({"input_ids": ids, "attention_mask": mask}, rows, width)
 
     def _stream(self, prompts: list[np.ndarray], steps: Iterator[np.ndarray]) -> Iterator[str]:
         """Yield the texts one after the other, as far as they are there.
@@ -141,6 +155,17 @@ class _Decoder:
         for row in rows[current:]:
             yield self._tokenizer.decode(row)[shown:] + "\n"
             shown = 0
+
+
+class _EncoderDecoder(_Decoder):
+    """An `EncoderDecoderModel` that reads each text whole and writes another."""
+
+    _head = EncoderDecoderModel
+
+    def _begin(self, texts: Sequence[str]) -> _Begun:
+        batch = self._tokenizer(list(texts))
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        return _Begun(inputs, [np.zeros(0, np.int32)] * len(texts), self._model.begin(1).shape[1])
 
 
 class _MaskedModel:
@@ -198,6 +223,7 @@ class _MaskedModel:
 
 _KINDS: dict[str, Any] = {
     "BertLMHeadModel": _Decoder,
+    "EncoderDecoderModel": _EncoderDecoder,
     "BertForMaskedLM": _MaskedModel,
     "BertForPreTraining": _MaskedModel,
 }

@@ -17,7 +17,7 @@ from flax import struct
 
 from bertjax import beams, decoding
 from bertjax.config import BertConfig
-from bertjax.data.bucketing import bucket_width
+from bertjax.data.bucket_widths import bucket_width
 from bertjax.encoder_decoder import EncoderDecoderModel
 from bertjax.encoder_decoder_config import AnyConfig
 from bertjax.errors import InputError
@@ -190,17 +190,25 @@ class _Task(NamedTuple):
 
     def sequences(self, tokens: jax.Array) -> jax.Array:
         """Return the prompts as given, and what is written behind them."""
-        # In numpy: each shape would compile something here.
         first = self.job.prompt.length
-        new = np.asarray(tokens)[:, first : first + self.most]
+        xp, tokens = _at_hand(tokens)
+        new = tokens[:, first : first + self.most]
         times = len(new) // len(self.prompts)
-        return jnp.asarray(np.concatenate([np.repeat(self.prompts, times, axis=0), new], axis=1))
+        return jnp.asarray(xp.concatenate([np.repeat(self.prompts, times, axis=0), new], axis=1))
 
     def cut(self, array: jax.Array | None) -> jax.Array | None:
         """Return [any, N, ...] without the steps that there was room for but no call."""
         if array is None or array.shape[1] == self.most:
             return array
-        return jnp.asarray(np.asarray(array)[:, : self.most])
+        return jnp.asarray(_at_hand(array)[1][:, : self.most])
+
+
+def _at_hand(array: jax.Array) -> tuple[Any, Any]:
+    """Return numpy and numpy's array, for which no shape compiles anything.
+
+    An array of several hosts stays JAX's.
+    """
+    return (np, np.asarray(array)) if array.is_fully_addressable else (jnp, array)
 
 
 class _Given(NamedTuple):
@@ -272,7 +280,13 @@ def _encoded(model: EncoderDecoderModel, params: Any, given: _Given) -> tuple[An
     mask = np.ones((batch, length), np.int32) if mask is None else mask
     width = bucket_width(length, max(length, model.config.encoder.max_position_embeddings))
     pad = ((0, 0), (0, width - length))
-    ids, mask, types = (x if x is None else np.pad(x, pad) for x in (ids, mask, types))
+    types = np.zeros((batch, length), np.int32) if types is None else types
+    source = (
+        # Arrays of several hosts cannot be had as numpy's.
+        (jnp.pad if isinstance(x, jax.Array) else np.pad)(x, pad)
+        for x in (ids, mask, types)
+    )
+    ids, mask, types = source
     begin = given.decoder_input_ids
     decoder = _Given(
         model.begin(batch) if begin is None else begin,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from bertjax.data.bucketing import bucket_width
+from bertjax.data.bucket_widths import bucket_width
 from bertjax.errors import InputError
 from bertjax.generation_config import MaskPredictConfig
 from bertjax.heads import BertForMaskedLM

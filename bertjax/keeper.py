@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from bertjax import lora, pretrained, run_dir, seeds, sharding
 from bertjax.objectives import FinetuningObjective
 from bertjax.run_config import FinetuneConfig
-from bertjax.scoring import Scorer, score, with_null_threshold
+from bertjax.scoring import score, with_null_threshold
 from bertjax.splits import Split
 from bertjax.tokenizer import BertTokenizer
 from bertjax.train import TrainState
+from bertjax.writing import make_scorer
 
 
 @dataclasses.dataclass
@@ -66,8 +67,8 @@ class Keeper:
         if objective.lora is not None:
             shardings = shardings["base"]
             self._merge = jax.jit(objective.merged, out_shardings=shardings)
-        plain = FinetuningObjective(objective.model)
-        self._scorer = Scorer(plain, mesh, shardings, config.batch_size)
+        plain = dataclasses.replace(objective, lora=None)
+        self._scorer = make_scorer(plain, mesh, shardings, config.batch_size, config.task)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return the task's metrics on the held-out split; see `seeds.over_seeds` for several."""

@@ -10,6 +10,7 @@ the best checkpoint. Of all it is true that more is better, except for threshold
 | pearson, spearman, pearson_spearman | numbers [N] | numbers [N] | not used |
 | multi_label_f1 | probabilities [N, L] | N tuples of label ids | L label names |
 | token_accuracy, entity_f1, entity_f1_strict | N rows of tag ids | N rows of tag ids | tag names |
+| chrf, exact_match | N texts | N texts | not used |
 | squad, squad_v2 | AnswerPrediction by id | N QuestionExample | not used |
 
 Class names may be empty: then ids are not checked against them. Every function raises InputError
@@ -26,6 +27,7 @@ from numpy.typing import ArrayLike
 
 from bertjax.errors import InputError
 from bertjax.squad_metrics import squad, squad_v2
+from bertjax.text_metrics import chrf, exact_match
 
 Metric = Callable[[Any, Any, Sequence[str]], dict[str, float]]
 
@@ -256,6 +258,8 @@ METRICS: Mapping[str, Metric] = {
     "token_accuracy": token_accuracy,
     "entity_f1": entity_f1,
     "entity_f1_strict": functools.partial(entity_f1, strict=True),
+    "chrf": chrf,
+    "exact_match": exact_match,
     "squad": squad,
     "squad_v2": squad_v2,
 }

@@ -97,12 +97,13 @@ class FillMaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
-    """`bertjax generate`: write on from prompts, or fill in what is masked."""
+    """`bertjax generate`: write on from prompts, from whole texts, or fill in what is masked."""
 
     model: tyro.conf.Positional[str]
     """Run directory, model directory, or name on the Hugging Face hub."""
     text: tyro.conf.Positional[tuple[str, ...]]
-    """Prompts; with --mask-predict texts that hold [MASK]."""
+    """Prompts; of encoder-decoders texts to write another from; with --mask-predict texts that hold
+    [MASK]."""
     settings: tyro.conf.OmitArgPrefixes[GenerationConfig] = dataclasses.field(
         default_factory=GenerationConfig
     )

@@ -198,9 +198,42 @@ class FinetuningObjective:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Seq2SeqObjective(FinetuningObjective):
+    """The loss of an `EncoderDecoderModel` for every token of its targets."""
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the number of target tokens."""
+        return {"loss": jnp.sum(_token_weights(batch))}
+
+    def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
+        """Return the sums of losses and of hits."""
+        logits = self.outputs(params, batch, dropout_key).logits
+        weights = _token_weights(batch)
+        return {
+            "loss": cross_entropy(logits, batch["labels"], weights),
+            "token_accuracy": accuracy(logits, batch["labels"], weights),
+        }
+
+    def outputs(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Any:
+        """Return the model's output for the targets of a batch."""
+        return self.model.apply(
+            {"params": self.merged(params)},
+            batch["input_ids"],
+            batch["attention_mask"],
+            token_type_ids=batch["token_type_ids"],
+            labels=batch["labels"],
+            deterministic=dropout_key is None,
+            rngs={} if dropout_key is None else {"dropout": dropout_key},
+        )
+
+
 def _label_weights(batch: Batch) -> jax.Array:
     """Return the weight of every label: of a row, or of a tagged token [B, T]."""
     labels, weights = batch["labels"], batch["weights"]
-    if labels.shape == batch["input_ids"].shape:
-        return jnp.where(labels == IGNORE_INDEX, 0.0, weights[:, None])
-    return weights
+    return _token_weights(batch) if labels.shape == batch["input_ids"].shape else weights
+
+
+def _token_weights(batch: Batch) -> jax.Array:
+    """Return the weight of every token's label, [B, T]."""
+    return jnp.where(batch["labels"] == IGNORE_INDEX, 0.0, batch["weights"][:, None])

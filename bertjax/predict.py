@@ -9,7 +9,7 @@ from typing import cast, get_args
 import numpy as np
 
 from bertjax import submissions
-from bertjax.data.features import QuestionRows, TextRows
+from bertjax.data.features import TextRows
 from bertjax.data.tasks import Task
 from bertjax.errors import InputError
 from bertjax.finetuned import Finetuned, task_of
@@ -98,7 +98,6 @@ def _null_threshold(config: PredictConfig, model: Finetuned) -> float:
 
 
 def _probabilities(split: Split, logits: tuple[list[np.ndarray], ...]) -> list[np.ndarray] | None:
-    if isinstance(split.rows, QuestionRows):
+    if not isinstance(split.rows, TextRows):
         return None
-    assert isinstance(split.rows, TextRows)
     return probabilities(split.data, split.rows, logits[0])

@@ -8,8 +8,8 @@ import numpy as np
 from bertjax.causal_lm import BertLMHeadModel
 from bertjax.data.pretraining import PretrainingExamples
 from bertjax.generation import generate
+from bertjax.generation_config import GenerationConfig
 from bertjax.heads import BertForPreTraining
-from bertjax.next_token import GenerationConfig
 from bertjax.pretrain_data import Data
 from bertjax.tokenizer import BertTokenizer
 

@@ -270,7 +270,7 @@ class TaskConfig:
     name: str = ""
     """Name of the task (sst2, snli, stsb, goemotions, csqa, conll2003, squad, ...), or of its
     family for your own data: classification, regression, multi_label, multiple_choice,
-    token_classification."""
+    token_classification, seq2seq."""
     train: tuple[str, ...] = ()
     """Training split: files, globs, a directory with files of the usual names, or tfds."""
     validation: tuple[str, ...] = ()
@@ -279,7 +279,7 @@ class TaskConfig:
     """Your own tables: column of the text, or of the two of a pair. What is not named here and
     below is called as in the task."""
     label_column: str = ""
-    """Your own tables: column of the label."""
+    """Your own tables: column of the label, or of the text to be written."""
     label_columns: tuple[str, ...] = ()
     """Your own tables with several labels a row: a column for each label, 0 or 1 in it."""
     choice_columns: tuple[str, ...] = ()
@@ -299,10 +299,14 @@ class TaskConfig:
     """Longest row in tokens; longer texts are cut, contexts of questions cut into windows."""
     doc_stride: int = 128
     """Tokens from one window of a context to the next."""
+    target_length: int = 64
+    """seq2seq: longest text to be written in tokens, its end included; longer ones are cut."""
 
     def __post_init__(self) -> None:
         if self.sequence_length < 8:
             raise InputError(f"task.sequence_length must be at least 8; got {self.sequence_length}")
+        if self.target_length < 2:
+            raise InputError(f"task.target_length must be at least 2; got {self.target_length}")
         if self.doc_stride < 1:
             raise InputError(f"task.doc_stride must be at least 1; got {self.doc_stride}")
 
@@ -326,6 +330,9 @@ class FinetuneConfig:
     """Adapters, where lora.rank is not 0: the embeddings and the encoder stay as they are, adapters
     and all that is above the encoder learn. model/ has the adapters merged, adapter/ holds them in
     peft's files."""
+    tie_encoder_decoder: bool = False
+    """seq2seq from one BERT: encoder and decoder share its weights; the decoder's own are those of
+    the cross-attention and of the head. A pair of before stays as it is."""
     warmup_share: float = 0.1
     """Share of the steps that the learning rate rises over, where optimizer.warmup_steps is 0."""
     mesh: MeshConfig = MeshConfig()

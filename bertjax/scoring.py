@@ -12,12 +12,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from bertjax.config import BertConfig
 from bertjax.data.answers import Predictions, n_best_answers
 from bertjax.data.bucketing import evaluation_batches
 from bertjax.data.examples import ChoiceExample, QuestionExample, TaggedExample, TextExample
 from bertjax.data.features import QuestionRows, Rows, TextRows
+from bertjax.data.targets import TargetRows
 from bertjax.data.task_data import TaskData
+from bertjax.encoder_decoder_config import AnyConfig
 from bertjax.metrics import METRICS
 from bertjax.objectives import FinetuningObjective
 from bertjax.sharding import batch_sharding, global_batch, host_rows
@@ -77,16 +78,19 @@ class Scorer:
         for picked, batch in evaluation_batches(rows, self._batch_size):
             mine = {name: array[start:stop] for name, array in batch.items()}
             with jax.set_mesh(self._mesh):
-                outputs = self._step(params, global_batch(mine, self._mesh, self._batch_size))
+                outputs = self._outputs(params, global_batch(mine, self._mesh, self._batch_size))
             found = found or tuple([np.empty(0)] * len(rows) for _ in outputs)
             lengths = rows.lengths[picked]
             for store, scores in zip(found, jax.device_get(outputs), strict=True):
-                of_tokens = len(outputs) == 2 or scores.ndim == 3
+                of_tokens = isinstance(rows, QuestionRows) or scores.ndim == 3
                 for row, length, values in zip(picked, lengths, scores, strict=False):
                     store[row] = values[:length] if of_tokens else values
             bar.update(len(picked))
         bar.close()
         return found
+
+    def _outputs(self, params: Any, batch: Batch) -> tuple[jax.Array, ...]:
+        return self._step(params, batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Scored:
 
     Attributes:
       predictions: one for each example, in order: class ids, numbers, probabilities of the labels,
-        tag ids of every word, or texts of answers.
+        tag ids of every word, texts of answers, or texts that were written.
       scores: the task's metrics, the selecting one first; empty where labels are unknown.
       answers: of questions, all that was considered; else None.
     """
@@ -107,7 +111,7 @@ class Scored:
 
 def score(
     data: TaskData,
-    rows: TextRows | QuestionRows,
+    rows: TextRows | QuestionRows | TargetRows,
     logits: tuple[Any, ...],
     null_threshold: float = 0.0,
 ) -> Scored:
@@ -122,6 +126,8 @@ def score(
     """
     if isinstance(rows, QuestionRows):
         return _answers(data, rows, logits, null_threshold)
+    if isinstance(rows, TargetRows):
+        return _written(data, rows, logits)
     predictions = _predictions(data, rows, logits[0])
     references = _references(data)
     scores: dict[str, float] = {}
@@ -130,13 +136,13 @@ def score(
     return Scored(predictions, scores)
 
 
-def with_null_threshold(config: BertConfig, threshold: float) -> BertConfig:
+def with_null_threshold(config: AnyConfig, threshold: float) -> AnyConfig:
     """Return a model's config with the no-answer threshold that it was tuned to."""
     other = dict(config.other) | {_NULL_THRESHOLD: json.dumps(threshold)}
     return dataclasses.replace(config, other=tuple(sorted(other.items())))
 
 
-def null_threshold(config: BertConfig) -> float | None:
+def null_threshold(config: AnyConfig) -> float | None:
     """Return the no-answer threshold of a model's config, None if it has none."""
     text = dict(config.other).get(_NULL_THRESHOLD)
     return None if text is None else float(json.loads(text))
@@ -198,6 +204,20 @@ def _references(data: TaskData) -> list[Any] | None:
     examples = cast(Sequence[TextExample | ChoiceExample | TaggedExample], data.examples)
     labels = [e.tags if isinstance(e, TaggedExample) else e.label for e in examples]
     return None if any(label is None for label in labels) else labels
+
+
+def _written(data: TaskData, rows: TargetRows, outputs: tuple[Any, ...]) -> Scored:
+    """Score texts, and what the model gave the targets' tokens when it was shown those before."""
+    predictions = [rows.text(ids) for ids in outputs[0]]
+    if rows.targets is None:
+        return Scored(predictions, {})
+    scores: dict[str, float] = {}
+    for name in data.task.metrics:
+        scores |= METRICS[name](predictions, rows.targets.texts, ())
+    loss, count, hits = np.asarray(outputs[1], np.float64).sum(axis=0).tolist()
+    scores |= {"token_accuracy": hits / count, "loss": loss / count}
+    # A float64 holds no more than exp(709).
+    return Scored(predictions, scores | {"perplexity": math.exp(min(700.0, loss / count))})
 
 
 def _answers(

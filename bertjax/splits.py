@@ -2,10 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
+from bertjax.data.examples import TextExample
 from bertjax.data.features import QuestionRows, TextRows, make_rows
+from bertjax.data.targets import TargetRows, target_rows
 from bertjax.data.task_data import TaskData, read_task
 from bertjax.data.tasks import Columns, Task, find_task
 from bertjax.errors import InputError
@@ -30,7 +33,7 @@ class Split:
     """A split's examples, and what the model reads of them."""
 
     data: TaskData
-    rows: TextRows | QuestionRows
+    rows: TextRows | QuestionRows | TargetRows
 
 
 def configured_task(settings: TaskConfig) -> Task:
@@ -65,7 +68,7 @@ def configured_task(settings: TaskConfig) -> Task:
 
 def takes_lines(task: Task) -> bool:
     """Whether a line of text is all that an example of the task needs."""
-    single = task.family in ("classification", "regression", "multi_label")
+    single = task.family in ("classification", "regression", "multi_label", "seq2seq")
     return single and len(task.columns[0].text) == 1
 
 
@@ -112,6 +115,7 @@ def read_split(
     Raises:
       InputError: see `read_task`.
     """
+    longest = settings.sequence_length
     source = files[0] if len(files) == 1 else files
     data = read_task(task, source, name, labels=labels, skip_bad=skip_bad, with_labels=with_labels)
     count = len(data.examples)
@@ -119,12 +123,27 @@ def read_split(
         kept = np.sort(np.random.default_rng(0).permutation(count)[:most])
         data = dataclasses.replace(data, examples=tuple(data.examples[i] for i in kept))
         say(f"{name}: {most:,} of {count:,} examples, drawn at random")
-    rows = make_rows(data, tokenizer, settings.sequence_length, settings.doc_stride)
+    rows = _rows(data, settings, tokenizer)
     say(f"{name}: {len(data.examples):,} examples, {len(rows):,} rows")
     for skipped in data.skipped[:_TOLD]:
         say(f"{name}: left out {skipped}")
     if len(data.skipped) > _TOLD:
         say(f"{name}: left out {len(data.skipped)} in all")
-    if isinstance(rows, TextRows) and rows.truncated:
-        say(f"{name}: {rows.truncated:,} examples are cut to {settings.sequence_length} tokens")
+    cut = {"examples": (rows.truncated if isinstance(rows, TextRows) else 0, longest)}
+    if isinstance(rows, TargetRows):
+        lost = 0 if rows.targets is None else rows.targets.truncated
+        cut = {"sources": (rows.sources.truncated, longest), "targets": (lost, rows.target_length)}
+    for what, (count, most) in cut.items():
+        if count:
+            say(f"{name}: {count:,} {what} are cut to {most} tokens")
     return Split(data, rows)
+
+
+def _rows(
+    data: TaskData, settings: TaskConfig, tokenizer: BertTokenizer
+) -> TextRows | QuestionRows | TargetRows:
+    longest = settings.sequence_length
+    if data.task.family != "seq2seq":
+        return make_rows(data, tokenizer, longest, settings.doc_stride)
+    texts = cast(Sequence[TextExample], data.examples)
+    return target_rows(texts, tokenizer, longest, settings.target_length)

@@ -120,6 +120,8 @@ def records(
             tags = [data.labels[tag] for tag in prediction]
             likely = np.take_along_axis(probabilities[number], prediction[:, None], 1)[:, 0]
             yield record | {"prediction": tags, "probabilities": [_number(p) for p in likely]}
+        elif isinstance(prediction, str):
+            yield record | {"prediction": prediction}
         elif probabilities is None:
             yield record | {"prediction": _number(prediction)}
         else:

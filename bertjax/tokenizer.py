@@ -90,6 +90,16 @@ class BertTokenizer:
         """Token of the padding."""
         return int(self.backend.token_to_id("[PAD]") or 0)
 
+    @property
+    def cls_id(self) -> int:
+        """Token that begins a row."""
+        return int(self.backend.token_to_id("[CLS]") or 0)
+
+    @property
+    def sep_id(self) -> int:
+        """Token that ends a text."""
+        return int(self.backend.token_to_id("[SEP]") or 0)
+
     @classmethod
     def from_vocab(
         cls, vocab: str | os.PathLike[str], lowercase: bool = True, model_max_length: int = 512

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+from bertjax.data.bucket_widths import bucket_width
 from bertjax.data.bucketing import (
     best_widths,
-    bucket_width,
     evaluation_batches,
     steps_per_epoch,
     training_batches,

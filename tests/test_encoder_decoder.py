@@ -567,7 +567,7 @@ def test_what_a_call_lacks():
     with pytest.raises(InputError, match="encodes input_ids itself"):
         generate(model, params, ids, encoder_attention_mask=batch["attention_mask"])
     decoder = model.decoder_alone()
-    with pytest.raises(InputError, match="decoder_input_ids are for an EncoderDecoderModel"):
+    with pytest.raises(InputError, match="decoder_input_ids and token_type_ids are for an"):
         generate(decoder, params["decoder"], ids, decoder_input_ids=ids)
     with pytest.raises(InputError, match=r"1 tokens of the prompts and 24 new ones are over .* 24"):
         generate(model, params, ids, settings=GenerationConfig(max_new_tokens=24))

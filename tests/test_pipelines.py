@@ -22,7 +22,7 @@ from bertjax import (
     InputError,
     pipeline,
 )
-from bertjax.data.bucketing import bucket_width
+from bertjax.data.bucket_widths import bucket_width
 from bertjax.pipelines import TASKS
 from bertjax.pipelines.runner import Runner
 from tests import processes

@@ -11,27 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bertjax.data.features import Rows
+from bertjax.data.targets import TargetRows
 
 # Shapes that a split is compiled for, which takes seconds for each. With 8 widths 15 % of SST-2's
 # columns are padding and 8 % of SQuAD-like windows', with 12 11 % and 5 %.
 _WIDTHS = 8
-
-
-def bucket_width(length: int, longest: int, steps: int = 2) -> int:
-    """Return the width for a row of texts that are not known: 16, 24, 32, 48, ... or `longest`.
-
-    With two widths for each power of two, from 16 tokens on the longest row fills two thirds of its
-    width or more, and 512 tokens need 11 shapes; with four, four fifths and 21.
-
-    Args:
-      length: tokens of the longest row.
-      longest: the last width.
-      steps: widths for each power of two, 1, 2, 4, ... or 16.
-    """
-    width = 16
-    while width < length:
-        width += (1 << (width.bit_length() - 1)) // steps
-    return min(width, longest)
 
 
 def best_widths(lengths: npt.NDArray[np.integer], most: int) -> npt.NDArray[np.int64]:
@@ -73,10 +57,11 @@ def training_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield batches without end; each epoch has every row once, in another order.
 
-    Rows are shuffled, sorted by the width that they need, and cut into batches, which come in an
-    order that is the same for every seed. The last of the widest is filled up with rows of weight
-    0. There are no more widths than a quarter of the batches: else few rows would share each, and
-    the same ones would meet in a batch epoch after epoch.
+    Rows are shuffled, sorted by the width that they need (and by that of their targets, where they
+    have any), and cut into batches, which come in an order that is the same for every seed. The
+    last of the widest is filled up with rows of weight 0. There are no more widths than a quarter
+    of the batches: else few rows would share each, and the same ones would meet in a batch epoch
+    after epoch.
 
     Args:
       rows: the rows.
@@ -85,11 +70,16 @@ def training_batches(
       start: number of the first batch.
     """
     count = steps_per_epoch(rows, batch_size)
-    widths = best_widths(rows.lengths, min(_WIDTHS, -(-count // 4)))
+    # Widths of sources and of targets multiply.
+    most = _WIDTHS // 2 if isinstance(rows, TargetRows) else _WIDTHS
+    widths = best_widths(rows.lengths, min(most, -(-count // 4)))
     bucket = np.searchsorted(widths, rows.lengths)
+    needed = bucket
+    if isinstance(rows, TargetRows):
+        needed = bucket * (rows.target_length + 1) + rows.target_widths
     for epoch in range(start // count, 2**31):
         order = np.random.default_rng((seed, epoch)).permutation(len(rows))
-        order = order[np.argsort(bucket[order], kind="stable")]
+        order = order[np.argsort(needed[order], kind="stable")]
         numbers = np.random.default_rng(epoch).permutation(count)
         for number in numbers[start - epoch * count if epoch == start // count else 0 :]:
             picked = order[number * batch_size : (number + 1) * batch_size]

@@ -11,13 +11,14 @@ class TextExample:
       id: names the example in predictions.
       text: first text.
       text_pair: second text of a pair.
-      label: class id; a score; or the ids of all labels that hold. None where it is unknown.
+      label: class id; a score; the ids of all labels that hold; or the text to be written. None
+        where it is unknown.
     """
 
     id: str
     text: str
     text_pair: str | None = None
-    label: int | float | tuple[int, ...] | None = None
+    label: int | float | str | tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

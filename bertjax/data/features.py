@@ -154,7 +154,7 @@ def make_rows(
         choices = cast(Sequence[ChoiceExample], data.examples)
         count = max(len(example.pairs) for example in choices)
         pairs = [pair for example in choices for pair in example.pairs]
-        return _text_rows(
+        return text_rows(
             pairs, _labels([e.label for e in choices], np.int32), tokenizer, max_length, count
         )
     texts = cast(Sequence[TextExample], data.examples)
@@ -164,7 +164,7 @@ def make_rows(
     else:
         kind = np.float32 if family == "regression" else np.int32
         labels = _labels([e.label for e in texts], kind)
-    return _text_rows(inputs, labels, tokenizer, max_length, 0)
+    return text_rows(inputs, labels, tokenizer, max_length, 0)
 
 
 def _labels(labels: Sequence[Any], kind: type) -> np.ndarray | None:
@@ -180,13 +180,14 @@ def _multi_hot(labels: Sequence[Any], count: int) -> np.ndarray | None:
     return targets
 
 
-def _text_rows(
+def text_rows(
     inputs: Sequence[Any],
     labels: np.ndarray | None,
     tokenizer: BertTokenizer,
     max_length: int,
     choices: int,
 ) -> TextRows:
+    """Tokenize texts or pairs; `choices` of them are one example, 0 for one each."""
     encodings = tokenizer.truncated_to(max_length).encode_batch(inputs)
     cut = [bool(encoding.overflowing) for encoding in encodings]
     truncated = sum(map(any, np.array(cut).reshape(-1, choices or 1)))

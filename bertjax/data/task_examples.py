@@ -11,7 +11,15 @@ from bertjax.data.examples import (
     TextExample,
 )
 from bertjax.data.task_labels import LabelList, infer_labels, score
-from bertjax.data.task_rows import NO_LABEL, BadRowError, Rejects, Row, shorten, text_field
+from bertjax.data.task_rows import (
+    NO_LABEL,
+    BadRowError,
+    Rejects,
+    Row,
+    is_text,
+    shorten,
+    text_field,
+)
 from bertjax.data.task_tags import find_scheme, to_iob2
 from bertjax.data.tasks import Columns, Scheme, Task
 from bertjax.errors import InputError
@@ -59,7 +67,7 @@ class ExampleMaker:
         known = tuple(labels or task.labels)
         if not known and task.family == "multiple_choice":
             known = tuple(map(str, range(self._most_choices(rows))))
-        names_labels = task.family not in ("regression", "question_answering")
+        names_labels = task.family not in ("regression", "question_answering", "seq2seq")
         if not known and names_labels and self.has_labels:
             if not infer:
                 raise InputError(
@@ -127,7 +135,11 @@ class ExampleMaker:
             return NO_LABEL
         return raw
 
-    def _label(self, raw: Any) -> int | float | tuple[int, ...]:
+    def _label(self, raw: Any) -> int | float | str | tuple[int, ...]:
+        if self.task.family == "seq2seq":
+            if not is_text(raw):
+                raise BadRowError(f"target {shorten(raw)} is not a text")
+            return str(raw)
         if self.task.family == "regression":
             return score(raw)
         if self.task.family == "multi_label":

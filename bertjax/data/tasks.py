@@ -20,6 +20,7 @@ Family = Literal[
     "multiple_choice",
     "token_classification",
     "question_answering",
+    "seq2seq",
 ]
 FileLayout = Literal[
     "by_name", "tsv", "quoted_tsv", "csv", "jsonl", "lines", "csqa", "conll", "squad"
@@ -33,6 +34,7 @@ HEADS: Mapping[Family, str] = {
     "multiple_choice": "BertForMultipleChoice",
     "token_classification": "BertForTokenClassification",
     "question_answering": "BertForQuestionAnswering",
+    "seq2seq": "EncoderDecoderModel",
 }
 
 
@@ -50,7 +52,8 @@ class Columns:
     Attributes:
       text: the text, or the two of a pair. Of a multiple choice: the first text, then, where there
         is one, the text that every choice continues.
-      label: column of the label; or one column for each label, in order, each 0 or 1.
+      label: column of the label, or of the text to be written; or one column for each label, in
+        order, each 0 or 1.
       id: columns that may name the example; the first that is there does, else its number.
       choices: column of each choice, or one that holds a list of them.
       header: names of the columns where the file does not begin with them.
@@ -424,6 +427,7 @@ _TASKS: tuple[Task, ...] = (
         layout="conll",
         files=_CONLL_FILES,
     ),
+    Task("seq2seq", "seq2seq", ("chrf", "exact_match"), (Columns(("source",), "target"),)),
 )
 
 TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh, NamedSharding
 
-from bertjax.data.bucketing import bucket_width
+from bertjax.data.bucket_widths import bucket_width
 from bertjax.data.features import Rows
 from bertjax.sharding import MESH_AXES, RULES, batch_sharding
 
