@@ -15,7 +15,10 @@ _PATH = ("bert", "encoder", "layer")
 
 @jax.jit
 def apart(params: Any) -> Any:
-    """Return a decoder's parameters with a tuple of layers in place of each stack."""
+    """Return a decoder's parameters with a tuple of layers in place of each stack.
+
+    A tree without them, as of a model of another make, stays as it is.
+    """
     return _at_layers(params, lambda stacks: jax.tree.map(tuple, stacks))
 
 
@@ -29,4 +32,6 @@ def _at_layers(params: Any, change: Any, path: tuple[str, ...] = _PATH) -> Any:
     if not path:
         return change(params)
     first, *rest = path
+    if first not in params:
+        return params
     return params | {first: _at_layers(params[first], change, tuple(rest))}
