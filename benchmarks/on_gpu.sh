@@ -23,3 +23,6 @@ if [ -n "$model" ]; then
     python3 benchmarks/inference.py --model "$model" --dtype bfloat16 --output "$out/inference.jsonl"
     python3 benchmarks/finetune_step.py --init-from "$model" --output "$out/finetune_step.jsonl"
 fi
+
+# Writing on: greedy and with 4 beams.
+python3 benchmarks/generate.py --size base --dtype bfloat16 --output "$out/generate.jsonl"
