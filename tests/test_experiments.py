@@ -1,6 +1,8 @@
 """Every experiment: its step at full size, abstractly, its commands; the quickstart in short."""
 
+import dataclasses
 import importlib.util
+import json
 import re
 import shlex
 from functools import partial
@@ -11,13 +13,13 @@ import jax.numpy as jnp
 import pytest
 
 import bertjax
-from bertjax import train
+from bertjax import EncoderDecoderConfig, EncoderDecoderModel, train
 from bertjax.cli import load_experiment, parse
 from bertjax.config import BertConfig
 from bertjax.data.bucketing import training_batches
 from bertjax.data.tasks import TASKS
 from bertjax.flops import train_flops
-from bertjax.objectives import FinetuningObjective
+from bertjax.objectives import FinetuningObjective, Seq2SeqObjective
 from bertjax.optimizer import learning_rate_schedule, optimizer
 from bertjax.pretrain import make_objective
 from bertjax.run_config import FinetuneConfig, PretrainConfig, google_profile
@@ -140,10 +142,10 @@ def sentence_encoder():
 
 
 def test_every_family_has_an_experiment():
-    assert {path.stem for path in EXPERIMENTS.glob("finetune_*.py")} == set(FINETUNED)
+    files = [*EXPERIMENTS.glob("finetune_*.py"), EXPERIMENTS / "seq2seq.py"]
+    assert {path.stem for path in files} == {*FINETUNED, "seq2seq"}
     families = {
-        TASKS[load_experiment(str(path), FinetuneConfig).task.name].family
-        for path in EXPERIMENTS.glob("finetune_*.py")
+        TASKS[load_experiment(str(path), FinetuneConfig).task.name].family for path in files
     }
     assert families == {task.family for task in TASKS.values()}
 
@@ -178,11 +180,72 @@ def test_full_size_fine_tuning_step_builds(name, sentence_encoder):
     assert metrics["loss"].shape == ()
 
 
+@pytest.fixture(scope="module")
+def restoration(tmp_path_factory):
+    """The pairs that experiments/seq2seq.py makes, and its module."""
+    spec = importlib.util.spec_from_file_location("seq2seq", EXPERIMENTS / "seq2seq.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    directory = tmp_path_factory.mktemp("restoration")
+    module.write_pairs(directory)
+    return module, directory
+
+
+def test_pairs_of_the_books(restoration):
+    """Sources hold the words of their targets, none far from its place; none is in both splits."""
+    module, directory = restoration
+    kinds = {}
+    for name in ("train", "validation"):
+        lines = (directory / f"{name}.jsonl").read_text("utf-8").splitlines()
+        kinds[name] = [json.loads(line) for line in lines]
+        for row in kinds[name]:
+            words = re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", row["target"].lower())
+            moved = row["source"].split()
+            assert sorted(moved) == sorted(words)
+            assert module.FEWEST <= len(words) <= module.MOST
+            for place, word in enumerate(moved):
+                assert word in words[max(0, place - 2) : place + 3]
+    assert len(kinds["train"]) > 15_000
+    assert len(kinds["validation"]) == module.HELD_OUT
+    targets = {row["target"] for row in kinds["train"]}
+    assert sum(row["target"] in targets for row in kinds["validation"]) < 10
+    unmoved = sum(
+        row["source"]
+        == " ".join(re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", row["target"].lower()))
+        for row in kinds["validation"]
+    )
+    assert unmoved < 0.2 * module.HELD_OUT
+
+
+def test_full_size_seq2seq_step_builds(restoration, sentence_encoder):
+    module, directory = restoration
+    config = module.CONFIG
+    tokenizer = BertTokenizer.from_pretrained(sentence_encoder)
+    files = (str(directory / "validation.jsonl"),)
+    split = read_split(configured_task(config.task), config.task, files, "train", tokenizer)
+    batch = next(training_batches(split.rows, config.batch_size, 24, seed=0))
+    bert = load_experiment(str(EXPERIMENTS / "quickstart.py"), PretrainConfig).model
+    bert = dataclasses.replace(bert, vocab_size=tokenizer.backend.get_vocab_size())
+    pair = EncoderDecoderConfig.from_encoder_decoder_configs(
+        bert,
+        bert,
+        tie_encoder_decoder=config.tie_encoder_decoder,
+        decoder_start_token_id=tokenizer.cls_id,
+    )
+    objective = Seq2SeqObjective(EncoderDecoderModel(pair))
+    tx = optimizer(config.optimizer, 100)
+    state = train.abstract_state(objective, tx)
+    step = partial(train.train_step, objective=objective, tx=tx, seed=0)
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert metrics["loss"].shape == metrics["token_accuracy"].shape == ()
+
+
 # A command in an indented block or after `$ `, with the lines that it goes on in.
 COMMAND = re.compile(r"^ *(?:\\$ )?bertjax finetune (?:.*\\\n)*.*$", re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", [*(f"{name}.py" for name in FINETUNED), "README.md"])
+@pytest.mark.parametrize("name", [*(f"{name}.py" for name in FINETUNED), "seq2seq.py", "README.md"])
 def test_commands_in_the_texts_are_understood(name):
     commands = COMMAND.findall(
         (EXPERIMENTS / name).read_text(encoding="utf-8").replace("\\\\", "\\")
