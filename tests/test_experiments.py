@@ -223,7 +223,7 @@ def test_full_size_seq2seq_step_builds(restoration, sentence_encoder):
     tokenizer = BertTokenizer.from_pretrained(sentence_encoder)
     files = (str(directory / "validation.jsonl"),)
     split = read_split(configured_task(config.task), config.task, files, "train", tokenizer)
-    batch = next(training_batches(split.rows, config.batch_size, 24, seed=0))
+    batch = next(training_batches(split.rows, config.batch_size, seed=0))
     bert = load_experiment(str(EXPERIMENTS / "quickstart.py"), PretrainConfig).model
     bert = dataclasses.replace(bert, vocab_size=tokenizer.backend.get_vocab_size())
     pair = EncoderDecoderConfig.from_encoder_decoder_configs(
