@@ -116,20 +116,20 @@ def test_rows_that_are_cut(base):
 
 def test_batches_have_few_shapes(base):
     rows = rows_of(base, longest=48)
-    batches = training_batches(rows, 4, LONGEST, seed=3)
+    batches = training_batches(rows, 4, seed=3)
     found = [next(batches) for _ in range(15)]
     shapes = {(b["input_ids"].shape, b["labels"].shape) for b in found}
     assert len(shapes) <= 4
     assert {shape[1] for _, shape in shapes} <= {16, 32, 48}
     # The widths of a batch depend on its number alone, so that several seeds go together.
-    others = training_batches(rows, 4, LONGEST, seed=4)
+    others = training_batches(rows, 4, seed=4)
     for batch in found:
         other = next(others)
         assert batch["input_ids"].shape == other["input_ids"].shape
         assert batch["labels"].shape == other["labels"].shape
     unknown = rows_of(base, labels=False)
     assert unknown.targets is None
-    for _, batch in evaluation_batches(unknown, 8, LONGEST):
+    for _, batch in evaluation_batches(unknown, 8):
         assert "labels" not in batch
 
 
