@@ -6,6 +6,10 @@
 A decoder reads each token and those before it, and learns to predict the next one. Learns a
 vocabulary, tokenizes the books, pretrains 4 layers of 256, evaluates on two books that it never
 saw, draws curves.png, exports model/ for transformers and writes on from a few beginnings.
+
+Measured on 2026-11-22 on two CPU cores with much other work, interrupted once and gone on with: the
+training loss fell from 8.97 (first ten steps) to 4.32 (last ten); next tokens of the two books
+17.9 % right (the commonest token 5.4 %), perplexity 195.
 """
 
 from pathlib import Path
