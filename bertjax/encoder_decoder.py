@@ -89,7 +89,8 @@ class EncoderDecoderModel(PretrainedModule):
             but its last. By default made of `labels`, by `shift_tokens_right`.
           decoder_attention_mask: as the `attention_mask` of `BertModel`; made of `labels`, it hides
             padding.
-          encoder_outputs: of a call before, or of `encode`: the source is not read again.
+          encoder_outputs: what the encoder has made of the source, so that it is not read again: a
+            `BertModelOutput`, or a tuple with the last hidden state first. It is projected here.
           past_key_values: the decoder's cache.
           labels: the target, [B, T]: logits at a place are scored by the label there, so that
             nothing is shifted again. -100 does not count. The loss is 0 where nothing does.
@@ -110,11 +111,9 @@ class EncoderDecoderModel(PretrainedModule):
             outputs,
         )
         if decoder_input_ids is None and decoder_inputs_embeds is None:
-            decoder_input_ids = self._decoder_inputs(labels)
-            if decoder_attention_mask is None and labels is not None:
-                decoder_attention_mask = jnp.not_equal(
-                    decoder_input_ids, jnp.int32(self.config.pad_token_id)
-                )
+            decoder_input_ids, not_padding = self._decoder_inputs(labels)
+            if decoder_attention_mask is None:
+                decoder_attention_mask = not_padding
         if labels is not None and not _is_zero(decoder_logits_to_keep):
             raise ValueError("labels need the logits of all tokens: leave out logits_to_keep")
         output = self._decode(
@@ -212,13 +211,16 @@ class EncoderDecoderModel(PretrainedModule):
         states = jnp.asarray(states)
         return self.enc_to_dec_proj(states) if self.config.projects else states
 
-    def _decoder_inputs(self, labels: Int[Input, "B T"] | None) -> Int[Array, "B T"]:
+    def _decoder_inputs(
+        self, labels: Int[Input, "B T"] | None
+    ) -> tuple[Int[Array, "B T"], Shaped[Array, "B T"] | None]:
+        """Return what the decoder reads, and its mask; `init` needs something."""
+        pad = self.config.pad_token_id
         if labels is not None:
-            return shift_tokens_right(
-                labels, self.config.pad_token_id, self.config.decoder_start_token_id
-            )
+            shifted = shift_tokens_right(labels, pad, self.config.decoder_start_token_id)
+            return shifted, jnp.not_equal(shifted, jnp.int32(pad))
         if self.is_initializing():
-            return jnp.zeros((1, 1), jnp.int32)
+            return jnp.zeros((1, 1), jnp.int32), None
         raise ValueError("give the target: labels, decoder_input_ids or decoder_inputs_embeds")
 
     def _decode(self, *inputs: Any, **options: Any) -> CausalLMOutputWithCrossAttentions:

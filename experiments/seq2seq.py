@@ -9,6 +9,18 @@ the second one makes pairs of the sentences of the same books: the source has ne
 nor capitals, and each of its words up to two places from its own. The Jungle Book and The Time
 Machine are held out.
 
+Measured on 2026-11-22, from the model of `experiments/books.py` (2 layers of 128; `--init-from
+runs/books`): 1,527 steps, 3 min 38 s of processor time on two CPU cores, which other work had most
+of (21 min 38 s). Training loss 8.23 after 10 steps, 0.73 at the end; of 500 held-out sentences
+17.4 % right to the letter, 25.4 % with all words in order (of the sources, 15.6 %), chrF 68.3,
+token accuracy 76.0 % and loss 1.46 given the tokens before. chrF hardly tells here: the sources as
+they stand have 69.0, and 8.6 % are right once a full stop is added. From the quickstart's model, as
+above, it has not been run. Some of what it wrote (in small letters, as its vocabulary is):
+
+    then she fluttered more desperately than ever     then she fluttered more desperately than ever.
+    it last time was because i was a man              it was last time because i was a man.
+    they have leader no said bagheera                 they have no leader, ” said, “ my bag99.
+
 For another task give its tables and the columns of sources and targets, such as
 `--task.train train.csv --task.text-columns article --task.label-column summary`, and any BERT
 (`--init-from bert-base-uncased`).
