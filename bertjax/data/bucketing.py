@@ -70,9 +70,10 @@ def training_batches(
       start: number of the first batch.
     """
     count = steps_per_epoch(rows, batch_size)
-    # Widths of sources and of targets multiply.
-    most = _WIDTHS // 2 if isinstance(rows, TargetRows) else _WIDTHS
-    widths = best_widths(rows.lengths, min(most, -(-count // 4)))
+    most, groups = _WIDTHS, 1
+    if isinstance(rows, TargetRows):  # widths of sources and of targets multiply
+        most, groups = _WIDTHS // 2, len(set(rows.target_widths.tolist()))
+    widths = best_widths(rows.lengths, min(most, -(-count // (4 * groups))))
     bucket = np.searchsorted(widths, rows.lengths)
     needed = bucket
     if isinstance(rows, TargetRows):
