@@ -18,6 +18,7 @@ from bertjax.losses import (
     sequence_classification_loss,
     span_loss,
 )
+from bertjax.task_heads import BertForSequenceClassification, BertForTokenClassification
 from bertjax.train import Batch, Sums
 
 
@@ -159,7 +160,7 @@ class FinetuningObjective:
         if "start_positions" in batch:
             rows = jnp.sum(batch["weights"])
             return {"start_loss": rows, "end_loss": rows}
-        return {"loss": jnp.sum(_label_weights(batch))}
+        return {"loss": jnp.sum(self._label_weights(batch))}
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """Return the sums of the losses; those of an answer's ends count half each."""
@@ -176,15 +177,19 @@ class FinetuningObjective:
                 "start_loss": LossSum(start.total / 2, start.weight),
                 "end_loss": LossSum(end.total / 2, end.weight),
             }
-        weights = _label_weights(batch)
-        if output.logits.ndim == 2 and batch["input_ids"].ndim == 2:
+        labels, weights = batch["labels"], self._label_weights(batch)
+        if isinstance(self.model, BertForSequenceClassification):
             kind = self.model.config.problem_type
-            return {
-                "loss": sequence_classification_loss(
-                    output.logits, batch["labels"], kind, batch["weights"]
-                )
-            }
-        return {"loss": cross_entropy(output.logits, batch["labels"], weights)}
+            loss = sequence_classification_loss(output.logits, labels, kind, weights)
+        else:
+            loss = cross_entropy(output.logits, labels, weights)
+        return {"loss": loss}
+
+    def _label_weights(self, batch: Batch) -> jax.Array:
+        """Return the weight of every label: of a row, or of a tagged token [B, T]."""
+        # Not told by the labels' shape: a row may have as many labels as columns.
+        tagged = isinstance(self.model, BertForTokenClassification)
+        return _token_weights(batch) if tagged else batch["weights"]
 
     def outputs(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Any:
         """Return the model's output for a batch."""
@@ -226,12 +231,6 @@ class Seq2SeqObjective(FinetuningObjective):
             deterministic=dropout_key is None,
             rngs={} if dropout_key is None else {"dropout": dropout_key},
         )
-
-
-def _label_weights(batch: Batch) -> jax.Array:
-    """Return the weight of every label: of a row, or of a tagged token [B, T]."""
-    labels, weights = batch["labels"], batch["weights"]
-    return _token_weights(batch) if labels.shape == batch["input_ids"].shape else weights
 
 
 def _token_weights(batch: Batch) -> jax.Array:
