@@ -286,6 +286,10 @@ ORDERED = {
         name: ([[1, 2, 0], [3]], [[1, 0, 0], [3]], [[1, 2, 0], [3]], TAGS)
         for name in ("token_accuracy", "entity_f1", "entity_f1_strict")
     },
+    **{
+        name: (["as it was", "so"], ["as it", "so"], ["as it was", "so"], ())
+        for name in ("chrf", "exact_match")
+    },
     "squad": (
         {"1": AnswerPrediction("x")},
         {"1": AnswerPrediction("x y")},

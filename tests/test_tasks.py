@@ -15,7 +15,7 @@ from bertjax.errors import InputError
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 METRICS = {
     "accuracy", "f1", "matthews", "pearson", "spearman", "multi_label_f1", "entity_f1", "squad",
-    "squad_v2",
+    "squad_v2", "chrf", "exact_match",
 }  # fmt: skip
 
 
