@@ -3,7 +3,8 @@
     bertjax finetune experiments/finetune_multiple_choice.py \\
         --task.train train_rand_split.jsonl --task.validation dev_rand_split.jsonl
 
-Not measured yet; see README.md here.
+Measured on 2026-11-22 with `--max-train-examples 1000 --epochs 1`: 36.0 % of 642 questions right
+(one seed; one in five by chance).
 
 Other data sets: `--task.name swag`, `--task.name cosmos_qa`.
 """
