@@ -12,6 +12,7 @@ import pytest
 from bertjax import finetune, from_pretrained, keeper, sharding
 from bertjax.errors import InputError
 from bertjax.keeper import Best, Keeper
+from bertjax.objectives import FinetuningObjective
 from bertjax.pretrained import names
 from bertjax.run_config import CheckpointConfig, OptimizerConfig
 from bertjax.seeds import over_seeds
@@ -32,11 +33,11 @@ def base(tmp_path_factory):
 
 
 def settings(base, run, **options):
-    fields = {"seed": SEEDS[0], "epochs": 4, "eval_every": 3, "log_every": 1, **options}
+    fields = {"seed": SEEDS[0], "epochs": 2, "eval_every": 3, "log_every": 1, **options}
     config = config_of(base, run, "stsb", TASKS / "stsb/sts-dev.csv", rows=64, **fields)
     # With Adam's usual eps the least gradients, which are rounding, would move as far as any other.
     rule = dataclasses.replace(config.optimizer, eps=1e-2)
-    return dataclasses.replace(config, batch_size=4, optimizer=rule)
+    return dataclasses.replace(config, batch_size=2, optimizer=rule)
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +150,10 @@ def test_each_seed_has_its_own_patience(base, tmp_path, monkeypatch):
     exported = []
     config = settings(base, tmp_path, seeds=2, patience=2)
     bests = [Best(), Best()]
-    objective = SimpleNamespace(lora=None, model=None, merged=lambda params: params)
+    objective = FinetuningObjective(model=None)
     split = SimpleNamespace(data=None, rows=None)
-    monkeypatch.setattr(keeper, "Scorer", lambda *_: SimpleNamespace(logits=lambda seed, _: seed))
+    scorer = SimpleNamespace(logits=lambda seed, _: seed)
+    monkeypatch.setattr(keeper, "make_scorer", lambda *_: scorer)
     monkeypatch.setattr(
         keeper,
         "score",

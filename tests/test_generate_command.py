@@ -155,7 +155,7 @@ def test_a_pretraining_checkpoint_fills_in_masks(tmp_path, printed):
         ("decoder", ["a", "--top-p", "2"], "top_p must be in (0, 1]"),
         ("decoder", ["a", "--eos-token-id", "15"], "15 is outside the vocabulary of 15"),
         ("decoder", ["a", "--batch-size", "0"], "batch_size must be at least 1"),
-        ("decoder", ["a", "--mask-predict"], "is a decoder, which writes on from prompts"),
+        ("decoder", ["a", "--mask-predict"], "is a decoder, which writes token after token"),
         ("decoder", ["a", "--append-masks", "2"], "--append-masks is for --mask-predict"),
         ("masked", ["a"], "add --mask-predict and [MASK]s"),
         ("masked", ["a", "--mask-predict"], "text 0: has no [MASK]"),
