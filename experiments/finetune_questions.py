@@ -5,7 +5,9 @@
     bertjax finetune experiments/finetune_questions.py --task.name squad_v2 --run-dir runs/squad2 \\
         --task.train train-v2.0.json --task.validation dev-v2.0.json
 
-Not measured yet; see README.md here.
+Measured on 2026-11-22 on new_wiki (in the form of SQuAD 1.1) with `--max-train-examples 600
+--epochs 2 --task.sequence-length 256`: F1 14.9, exact match 6.7 on 1,055 questions (one seed).
+Answers need more examples than that.
 
 Passages longer than `task.sequence_length` are read in windows that begin `task.doc_stride` tokens
 after one another.
