@@ -22,11 +22,11 @@ CONFIG = BertConfig.preset(
 PROMPTS = ["a b c", "f", "b e a d c d"]
 
 
-def saved(root, name, model, run=False):
+def saved(root, name, model, run=False, seed=0):
     words = root / "words.txt"
     words.write_text("\n".join(WORDS) + "\n")
     directory = root / name / "model" if run else root / name
-    save_pretrained(directory, model, quick_params(model), BertTokenizer.from_vocab(words))
+    save_pretrained(directory, model, quick_params(model, seed), BertTokenizer.from_vocab(words))
     if run:
         (root / name / "checkpoints").mkdir()
     return str(root / name)
@@ -42,6 +42,14 @@ def decoder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory):
     return saved(tmp_path_factory.mktemp("masked"), "mlm", bertjax.BertForMaskedLM(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    ids = {"decoder_start_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    config = bertjax.EncoderDecoderConfig.from_encoder_decoder_configs(CONFIG, CONFIG, **ids)
+    root = tmp_path_factory.mktemp("pair")
+    return saved(root, "pair", bertjax.EncoderDecoderModel(config), seed=2)
 
 
 @pytest.fixture
@@ -66,6 +74,21 @@ def wanted(directory, texts, seeds, **settings):
     mask = np.array(padded) != 0
     output = bertjax.generate(model, params, padded, mask, settings=settings, seeds=seeds)
     return [tokenizer.decode(row) for row in np.asarray(output.sequences)]
+
+
+def test_an_encoder_decoder_writes_another_text(pair, printed):
+    model, params = bertjax.from_pretrained(pair)
+    tokenizer = BertTokenizer.from_pretrained(pair)
+    batch = tokenizer(PROMPTS)
+    for flags, settings in ((["--num-beams", 3], {"num_beams": 3}), (["--stream"], {})):
+        chosen = bertjax.GenerationConfig(max_new_tokens=9, **settings)
+        output = bertjax.generate(model, params, **batch, settings=chosen)
+        written = np.asarray(output.sequences)[:, 1:]
+        lengths = output.lengths.tolist()
+        want = [tokenizer.decode(row[:n]) for row, n in zip(written, lengths, strict=True)]
+        assert printed(pair, *PROMPTS, "--max-new-tokens", 9, *flags) == want
+        assert (written[:, 0] > 4).all()  # which shows: it is no special token
+        assert len(set(want)) > 1
 
 
 @pytest.mark.parametrize(
