@@ -15,7 +15,6 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
-import multiprocessing
 import os
 import platform
 import statistics
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from finetune_scores import make_optimizer, make_peer, shuffled_batches, tensors
+from sides import Sides
 
 EXCERPTS = Path(__file__).parent.parent / "tests" / "data" / "tasks"
 DATA = [
@@ -196,24 +196,13 @@ def compare(arguments, name, path):
             sides["torch compiled"] = (Torch, common | {"compiled": True})
         batches |= dict.fromkeys(list(sides)[1:], padded_to_longest(arguments, rows))
     clock = time.process_time if arguments.cpu_time else time.perf_counter
-    spawn = multiprocessing.get_context("spawn")
-    children, first = {}, {}
-    for side, (side_class, options) in sides.items():
-        pipe, theirs = spawn.Pipe()
-        made = (theirs, side_class, options | {"batches": batches[side]}, clock)
-        process = spawn.Process(target=serve, args=made, daemon=True)
-        process.start()
-        theirs.close()
-        children[side] = (process, pipe)
-        first[side] = pipe.recv()  # one after the other: they would slow each other's start
-    rounds = {side: [] for side in children}
-    for _ in range(arguments.rounds):
-        for side, (_, pipe) in children.items():
-            pipe.send(True)
-            rounds[side].append(pipe.recv())
-    for process, pipe in children.values():
-        pipe.send(False)
-        process.join()
+    given = {
+        side: (side_class, options | {"batches": batches[side]}, clock)
+        for side, (side_class, options) in sides.items()
+    }
+    running = Sides(serve, given)
+    rounds = running.rounds(arguments.rounds)
+    running.end()
     results = []
     for side, times in rounds.items():
         masks = [batch["attention_mask"] for batch in batches[side]]
@@ -224,7 +213,8 @@ def compare(arguments, name, path):
         results.append(
             {
                 "task": name, "side": side, "rows": len(rows), "examples": examples,
-                "tokens": tokens, "padded": padded, "seconds": times, "first": first[side],
+                "tokens": tokens, "padded": padded, "seconds": times,
+                "first": running.started[side],
                 "widths": sorted({mask.shape[-1] for mask in masks}),
                 "rate": examples / statistics.median(times),
             }

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from sides import Sides
 
 
 def parse_arguments():
@@ -110,34 +111,19 @@ def compare(arguments, directory, batch_size, beams):
         1000, 30000, (batch_size, arguments.prompt), dtype=np.int32
     )
     clock = time.process_time if arguments.cpu_time else time.perf_counter
-    spawn = multiprocessing.get_context("spawn")
-    children, started = {}, {}
-    for side_class in (Bertjax, Torch):
-        pipe, theirs = spawn.Pipe()
-        made = (theirs, side_class, options, prompts, clock)
-        process = spawn.Process(target=serve, args=made, daemon=True)
-        process.start()
-        theirs.close()
-        name = side_class.__name__.lower()
-        children[name] = (process, pipe)
-        started[name] = pipe.recv()  # one after the other: they would slow each other's start
-    tokens = [started[name].pop("tokens") for name in children]
+    given = {kind.__name__.lower(): (kind, options, prompts, clock) for kind in (Bertjax, Torch)}
+    sides = Sides(serve, given)
+    tokens = [started.pop("tokens") for started in sides.started.values()]
     same = int((tokens[0] == tokens[1]).all(axis=1).sum())
-    rounds = {name: [] for name in children}
-    for _ in range(arguments.rounds):
-        for name, (_, pipe) in children.items():
-            pipe.send(True)
-            rounds[name].append(pipe.recv())
-    for process, pipe in children.values():
-        pipe.send(False)
-        process.join()
+    rounds = sides.rounds(arguments.rounds)
+    sides.end()
     written = batch_size * arguments.new_tokens
     return [
         {
             "size": arguments.size, "dtype": arguments.dtype, "batch_size": batch_size,
             "beams": beams, "prompt": arguments.prompt, "new_tokens": arguments.new_tokens,
             "side": name, "seconds": times, "rate": written / statistics.median(times),
-            "same_rows": same, **started[name],
+            "same_rows": same, **sides.started[name],
         }
         for name, times in rounds.items()
     ]  # fmt: skip

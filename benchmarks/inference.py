@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from sides import Sides
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
 
@@ -216,34 +217,19 @@ def serve(pipe, side_class, task, directory, dtype, inputs, batch_sizes):
 
 def compare(arguments, task, directory, inputs):
     """Measure both sides in alternating rounds; return a result of each."""
-    spawn = multiprocessing.get_context("spawn")
     batch_sizes = arguments.batch_size or [8, 16, 32, 64]
-    children, started = {}, {}
-    for side_class in (Bertjax, Torch):
-        pipe, theirs = spawn.Pipe()
-        options = (theirs, side_class, task, str(directory), arguments.dtype, inputs, batch_sizes)
-        process = spawn.Process(target=serve, args=options, daemon=True)
-        process.start()
-        theirs.close()
-        name = side_class.__name__.lower()
-        children[name] = (process, pipe)
-        started[name] = pipe.recv()  # one after the other: they would slow each other's start
-    agreement = agree(task, *(started[name].pop("results") for name in children))
-    rounds = {name: [] for name in children}
-    for _ in range(arguments.rounds):
-        for name, (_, pipe) in children.items():
-            pipe.send("round")
-            rounds[name].append(pipe.recv())
-    for process, pipe in children.values():
-        pipe.send(None)
-        process.join()
+    options = (task, str(directory), arguments.dtype, inputs, batch_sizes)
+    sides = Sides(serve, {kind.__name__.lower(): (kind, *options) for kind in (Bertjax, Torch)})
+    agreement = agree(task, *(started.pop("results") for started in sides.started.values()))
+    rounds = sides.rounds(arguments.rounds)
+    sides.end()
     return [
         {
             "task": task, "side": name, "dtype": arguments.dtype, "inputs": len(inputs),
             "rounds": rounds[name], "rate": len(inputs) / statistics.median(rounds[name]),
-            "agreement": agreement, **started[name],
+            "agreement": agreement, **sides.started[name],
         }
-        for name in children
+        for name in rounds
     ]  # fmt: skip
 
 

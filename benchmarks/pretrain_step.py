@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import platform
 import resource
@@ -24,6 +23,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from sides import Sides
 
 
 def parse_arguments():
@@ -244,25 +244,10 @@ def compare(arguments, size, length):
     config = BertConfig.preset(size)
     batch = make_batch(config.vocab_size, arguments.batch_size, length)
     predictions = batch["mlm_positions"].shape[1]
-    spawn = multiprocessing.get_context("spawn")
-    children, started = {}, {}
-    for name, (side_class, options) in sides_of(arguments, size, batch).items():
-        pipe, theirs = spawn.Pipe()
-        process = spawn.Process(target=serve, args=(theirs, side_class, options), daemon=True)
-        process.start()
-        theirs.close()
-        children[name] = (process, pipe)
-        started[name] = pipe.recv()  # one after the other: they would slow each other's start
-    rounds = {name: [] for name in children}
-    for _ in range(arguments.rounds):
-        for name, (_, pipe) in children.items():
-            pipe.send(arguments.seconds)
-            rounds[name].append(pipe.recv())
+    sides = Sides(serve, sides_of(arguments, size, batch))
+    rounds = sides.rounds(arguments.rounds, arguments.seconds)
     results = []
-    for name, (process, pipe) in children.items():
-        pipe.send(None)
-        memory = pipe.recv()
-        process.join()
+    for name, memory in sides.end().items():
         median = statistics.median(rounds[name])
         flops = arguments.batch_size * train_flops(config, length, predictions)
         results.append(
@@ -270,7 +255,7 @@ def compare(arguments, size, length):
                 "size": size, "length": length, "predictions": predictions,
                 "batch_size": arguments.batch_size, "dtype": arguments.dtype, "side": name,
                 "seconds": median, "rounds": rounds[name], "tflops": flops / median / 1e12,
-                "memory": memory, **started[name],
+                "memory": memory, **sides.started[name],
             }
         )  # fmt: skip
     return results

@@ -93,7 +93,7 @@ class _Decoder:
         own = self._model.config
         ends, pad = settings.eos_token_id, settings.pad_token_id
         if ends is None and own.eos_token_id is None:
-            ends = self._tokenizer.backend.token_to_id("[SEP]")
+            ends = self._tokenizer.sep_id
         if pad is None and own.pad_token_id is None:
             pad = self._tokenizer.pad_id
         ends = own.eos_token_id if ends is None else ends
@@ -118,7 +118,7 @@ class _Decoder:
     def _begin(self, texts: Sequence[str]) -> _Begun:
         """Return texts that are not over yet, padded on the left."""
         batch = self._tokenizer(list(texts))
-        end = self._tokenizer.backend.token_to_id("[SEP]")
+        end = self._tokenizer.sep_id
         rows = []
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
             row = ids[mask != 0]

@@ -70,8 +70,8 @@ def generate(
 ) -> GenerateOutput:
     """Write on from prompts with a `BertLMHeadModel`, or targets with an `EncoderDecoderModel`.
 
-    Prompts are padded to the width of a bucket (`bertjax.data.bucketing.bucket_width`), and
-    programs are compiled once for each of these, each number of rows and each `settings`.
+    Prompts are padded to the width of a bucket (`bertjax.data.bucket_widths`), and programs
+    are compiled once for each of these, each number of rows and each `settings`.
 
     Args:
       model: a decoder with scores of the next token.
@@ -89,8 +89,8 @@ def generate(
       token_type_ids: [B, P], segments of its sources, 0 by default.
 
     Raises:
-      InputError: a model that is no decoder, prompts padded on the right, tokens over the model's
-        maximum or outside its vocabulary.
+      InputError: a model that is no decoder, prompts padded on the right, prompts or sources over
+        the model's maximum or outside its vocabulary.
     """
     given = _Given(
         input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask, seeds,
@@ -215,12 +215,12 @@ class _Given(NamedTuple):
     """What `generate` is given beside the model and the settings."""
 
     input_ids: Input
-    attention_mask: Input | None
-    encoder_hidden_states: Input | None
-    encoder_attention_mask: Input | None
-    seeds: Input | None
-    decoder_input_ids: Input | None
-    token_type_ids: Input | None
+    attention_mask: Input | None = None
+    encoder_hidden_states: Input | None = None
+    encoder_attention_mask: Input | None = None
+    seeds: Input | None = None
+    decoder_input_ids: Input | None = None
+    token_type_ids: Input | None = None
 
 
 def _prepare(model: Any, params: Any, given: _Given, settings: GenerationConfig | None) -> _Task:
@@ -276,28 +276,48 @@ def _encoded(model: EncoderDecoderModel, params: Any, given: _Given) -> tuple[An
     if given.encoder_hidden_states is not None or given.encoder_attention_mask is not None:
         raise InputError("an EncoderDecoderModel encodes input_ids itself: give nothing else")
     ids, mask, types = given.input_ids, given.attention_mask, given.token_type_ids
-    batch, length = np.shape(ids)
+    batch, length = np.shape(ids) if np.ndim(ids) == 2 else (0, 0)
     mask = np.ones((batch, length), np.int32) if mask is None else mask
-    width = bucket_width(length, max(length, model.config.encoder.max_position_embeddings))
-    pad = ((0, 0), (0, width - length))
     types = np.zeros((batch, length), np.int32) if types is None else types
-    source = (
+    _check_sources(model.config.encoder, ids, mask, types)
+    width = bucket_width(length, model.config.encoder.max_position_embeddings)
+    pad = ((0, 0), (0, width - length))
+    ids, mask, types = (
         # Arrays of several hosts cannot be had as numpy's.
         (jnp.pad if isinstance(x, jax.Array) else np.pad)(x, pad)
         for x in (ids, mask, types)
     )
-    ids, mask, types = source
     begin = given.decoder_input_ids
     decoder = _Given(
         model.begin(batch) if begin is None else begin,
-        attention_mask=None,
         encoder_hidden_states=_encode(model, params, ids, mask, types),
         encoder_attention_mask=mask,
         seeds=given.seeds,
-        decoder_input_ids=None,
-        token_type_ids=None,
     )
     return model.decoder_alone(), model.decoder_params(params), decoder
+
+
+def _check_sources(config: BertConfig, ids: Input, mask: Input, types: Input) -> None:
+    shapes = [np.shape(array) for array in (ids, mask, types)]
+    if len(shapes[0]) != 2 or 0 in shapes[0] or len(set(shapes)) > 1:
+        raise InputError(
+            "sources must be [B, E], and their attention_mask and token_type_ids like them; got "
+            + ", ".join(map(str, shapes))
+        )
+    if shapes[0][1] > config.max_position_embeddings:
+        raise InputError(
+            f"sources of {shapes[0][1]} tokens are over the encoder's max_position_embeddings "
+            f"{config.max_position_embeddings}"
+        )
+    for name, array, most in (
+        ("sources", ids, config.vocab_size),
+        ("token_type_ids", types, config.type_vocab_size),
+    ):
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            continue  # of several hosts: no one of them has all
+        for value in (int(np.min(array)), int(np.max(array))):
+            if not 0 <= value < most:
+                raise InputError(f"{name}: {value} is outside the encoder's {most}")
 
 
 @functools.partial(jax.jit, static_argnums=0)

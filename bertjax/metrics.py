@@ -18,6 +18,7 @@ where an example lacks a label or a prediction, an id has no name, or there is n
 """
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -158,6 +159,11 @@ def multi_label_f1(
         "macro_f1": float(f1_score(actual, predicted, average="macro", zero_division=0)),
         "exact_match": float((predicted == actual).all(axis=1).mean()),
     }
+
+
+def perplexity(loss: float) -> float:
+    """Return exp of a mean cross-entropy, in nats a token; at most exp(700), a float64's room."""
+    return math.exp(min(700.0, loss))
 
 
 class Entity(NamedTuple):

@@ -23,6 +23,7 @@ from bertjax.errors import InputError
 from bertjax.fit import Window, fit
 from bertjax.flops import peak_flops, train_flops
 from bertjax.heads import BertForPreTraining
+from bertjax.metrics import perplexity
 from bertjax.objectives import CausalObjective, PretrainingObjective
 from bertjax.optimizer import learning_rate_schedule, optimizer
 from bertjax.pretrain_data import Data, prepare_data
@@ -216,7 +217,7 @@ class HeldOut:
             hit, count = values["sentence_accuracy"], float(sums["sentence_accuracy"].weight)
             values["sentence_accuracy_stderr"] = math.sqrt(hit * (1 - hit) / count)
         if "lm_loss" in values:
-            values["perplexity"] = math.exp(min(values["lm_loss"], 700.0))  # the largest float
+            values["perplexity"] = perplexity(values["lm_loss"])
         values["loss"] = sum(value for name, value in values.items() if name.endswith("_loss"))
         return values
 

@@ -19,7 +19,7 @@ from bertjax.data.features import QuestionRows, Rows, TextRows
 from bertjax.data.targets import TargetRows
 from bertjax.data.task_data import TaskData
 from bertjax.encoder_decoder_config import AnyConfig
-from bertjax.metrics import METRICS
+from bertjax.metrics import METRICS, perplexity
 from bertjax.objectives import FinetuningObjective
 from bertjax.sharding import batch_sharding, global_batch, host_rows
 from bertjax.squad_metrics import AnswerPrediction
@@ -216,8 +216,7 @@ def _written(data: TaskData, rows: TargetRows, outputs: tuple[Any, ...]) -> Scor
         scores |= METRICS[name](predictions, rows.targets.texts, ())
     loss, count, hits = np.asarray(outputs[1], np.float64).sum(axis=0).tolist()
     scores |= {"token_accuracy": hits / count, "loss": loss / count}
-    # A float64 holds no more than exp(709).
-    return Scored(predictions, scores | {"perplexity": math.exp(min(700.0, loss / count))})
+    return Scored(predictions, scores | {"perplexity": perplexity(loss / count)})
 
 
 def _answers(

@@ -318,6 +318,24 @@ def test_what_a_call_lacks():
         generate(model, params, ids, settings=GenerationConfig(max_new_tokens=24))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": np.arange(3)}, r"sources must be \[B, E\], .*; got \(3,\), \(0, 0\)"),
+        ({"attention_mask": np.ones((1, 2))}, r"their attention_mask and .*; got .*, \(1, 2\)"),
+        ({"input_ids": np.full((1, 41), 5)}, "sources of 41 tokens are over the encoder's .* 24"),
+        ({"input_ids": np.array([[5, 61]])}, "sources: 61 is outside the encoder's 61"),
+        ({"input_ids": np.array([[5, -1]])}, "sources: -1 is outside the encoder's 61"),
+        ({"token_type_ids": np.full((2, 9), 2)}, "token_type_ids: 2 is outside the encoder's 2"),
+    ],
+)
+def test_sources_that_the_encoder_cannot_read(change, message):
+    model, params = made("plain")
+    given = {"input_ids": np.full((2, 9), 5)} | change
+    with pytest.raises(InputError, match=message):
+        generate(model, params, **given)
+
+
 def test_lone_decoder_is_a_model_of_its_own():
     model, params = made("tied")
     batch = batch_of(model.config)

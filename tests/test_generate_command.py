@@ -198,6 +198,11 @@ def test_a_pretraining_checkpoint_fills_in_masks(tmp_path, printed):
             [" ".join(["[MASK]"] * 39), "--mask-predict"],
             "41 tokens are over max_position",
         ),
+        (
+            "pair",
+            ["a " * 39],
+            "sources of 41 tokens are over the encoder's max_position_embeddings",
+        ),
     ],
 )
 def test_refuses_in_one_line_what_it_cannot_do(model, arguments, message, request, capsys):

@@ -16,7 +16,7 @@ from seqeval.scheme import IOB2, Entities
 
 from bertjax.data.examples import Answer, QuestionExample
 from bertjax.errors import InputError
-from bertjax.metrics import METRICS, entities
+from bertjax.metrics import METRICS, entities, perplexity
 from bertjax.squad_metrics import AnswerPrediction
 
 # Any warning (of an undefined score, say) would reach the user in the middle of a run.
@@ -363,3 +363,8 @@ def test_importing_takes_no_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_perplexity_of_a_model_that_diverged_is_still_a_number():
+    assert perplexity(math.log(195.0)) == pytest.approx(195.0)
+    assert perplexity(1e6) == math.exp(700.0)

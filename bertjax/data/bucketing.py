@@ -69,15 +69,15 @@ def training_batches(
       seed: of the order.
       start: number of the first batch.
     """
-    count = steps_per_epoch(rows, batch_size)
-    most, groups = _WIDTHS, 1
+    count, lengths = steps_per_epoch(rows, batch_size), rows.lengths
     if isinstance(rows, TargetRows):  # widths of sources and of targets multiply
-        most, groups = _WIDTHS // 2, len(set(rows.target_widths.tolist()))
-    widths = best_widths(rows.lengths, min(most, -(-count // (4 * groups))))
-    bucket = np.searchsorted(widths, rows.lengths)
-    needed = bucket
-    if isinstance(rows, TargetRows):
-        needed = bucket * (rows.target_length + 1) + rows.target_widths
+        most, targets = _WIDTHS // 2, rows.target_widths
+    else:
+        most, targets = _WIDTHS, np.zeros(len(rows), np.int64)
+    target_widths, target_bucket = np.unique(targets, return_inverse=True)
+    widths = best_widths(lengths, min(most, -(-count // (4 * len(target_widths)))))
+    bucket = np.searchsorted(widths, lengths)
+    needed = bucket * len(target_widths) + target_bucket
     for epoch in range(start // count, 2**31):
         order = np.random.default_rng((seed, epoch)).permutation(len(rows))
         order = order[np.argsort(needed[order], kind="stable")]
@@ -91,11 +91,12 @@ def evaluation_batches(
     rows: Rows, batch_size: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, np.ndarray]]]:
     """Yield (numbers of the rows, batch): each row once, longest first, the last batch filled."""
-    widths = best_widths(rows.lengths, _WIDTHS)
-    order = np.argsort(-rows.lengths, kind="stable")
+    lengths = rows.lengths
+    widths = best_widths(lengths, _WIDTHS)
+    order = np.argsort(-lengths, kind="stable")
     for first in range(0, len(order), batch_size):
         picked = order[first : first + batch_size]
-        width = int(widths[np.searchsorted(widths, rows.lengths[picked[0]])])
+        width = int(widths[np.searchsorted(widths, lengths[picked[0]])])
         yield picked, _batch(rows, picked, batch_size, width)
 
 

@@ -4,6 +4,7 @@ In transformers' files the encoder's names begin with `encoder.`, the decoder's 
 tied ones, transformers 4 left out either copy of what both share; bertjax writes both.
 """
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,14 +136,7 @@ def load_pair(
 
 def _named(how: Filling, half: str) -> Filling:
     """Return how a half is filled; messages say which it is."""
-    part = how.part(half)
-    return Filling(
-        f"{how.source} ({half})",
-        part.shardings,
-        part.param_dtype,
-        part.key,
-        part.ignore_mismatched_sizes,
-    )
+    return dataclasses.replace(how.part(half), source=f"{how.source} ({half})")
 
 
 def _fill_decoder(
