@@ -182,7 +182,7 @@ def save(
     full: set[str] = set()
     for path, leaf in names.parameters(adapters):
         for tensor in names.hf_tensors(path, leaf.shape, model.config):
-            tensors[_PREFIX + tensor.name] = tensor.encode(np.asarray(leaf))
+            tensors[_PREFIX + tensor.name] = np.ascontiguousarray(tensor.encode(np.asarray(leaf)))
             module = tensor.name.rpartition(".")[0]
             (targets if ".lora_" in module else full).add(module.partition(".lora_")[0])
     facts = {

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import torch
 import transformers
@@ -393,5 +394,28 @@ def test_damaged_orbax(tmp_path):
     with pytest.raises(InputError, match="params: not a whole Orbax checkpoint"):
         from_pretrained(tmp_path)
     (tmp_path / "params" / "_METADATA").write_text("{")
+    with pytest.raises(InputError, match="params: not a whole Orbax checkpoint"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("zarr3", [True, False])
+@pytest.mark.parametrize("ocdbt", [True, False])
+def test_every_layout_of_orbax(tmp_path, ocdbt, zarr3, compressed):
+    _, params = make("BertForMaskedLM")
+    CONFIG.to_json(tmp_path / "config.json")
+    chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=leaf.nbytes // 2), params)
+    options = {"use_ocdbt": ocdbt, "use_zarr3": zarr3, "use_compression": compressed}
+    with ocp.PyTreeCheckpointer(**options) as checkpointer:
+        checkpointer.save(tmp_path / "params", params, save_args=chunks)
+    assert_same_trees(from_pretrained(tmp_path)[1], params)
+
+
+def test_lost_chunk_of_orbax(tmp_path):
+    _, params = make("BertModel")
+    CONFIG.to_json(tmp_path / "config.json")
+    with ocp.PyTreeCheckpointer(use_ocdbt=False) as checkpointer:
+        checkpointer.save(tmp_path / "params", params)
+    (tmp_path / "params" / "pooler.dense.kernel" / "0.0").unlink()
     with pytest.raises(InputError, match="params: not a whole Orbax checkpoint"):
         from_pretrained(tmp_path)

@@ -64,13 +64,16 @@ class HfTensor:
         self.pruned_shape = self._torch_shape(self._heads.pruned_shape if self._heads else shape)
 
     def encode(self, parameter: np.ndarray) -> np.ndarray:
-        """Return the checkpoint's tensor for the whole bertjax parameter; pruned heads are zero."""
+        """Return the checkpoint's tensor for the whole bertjax parameter; pruned heads are zero.
+
+        It is a view of the parameter wherever no head is pruned.
+        """
         part = parameter if self.layer is None else parameter[self.layer]
         if self._heads is not None:
             part = self._heads.restore(part)
         if self._leaf == "kernel":
-            return np.ascontiguousarray(part.reshape(self.shape[::-1]).T)
-        return np.ascontiguousarray(part.reshape(self.shape))
+            return part.reshape(self.shape[::-1]).T
+        return part.reshape(self.shape)
 
     def decode(self, tensor: np.ndarray) -> np.ndarray:
         """Return bertjax's part for the checkpoint's tensor, which may have the pruned shape."""

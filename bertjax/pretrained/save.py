@@ -118,7 +118,7 @@ def _tensors(
 ) -> dict[str, np.ndarray]:
     """Return the tensors of Hugging Face's torch layout."""
     tensors = {
-        tensor.name: tensor.encode(array)
+        tensor.name: np.ascontiguousarray(tensor.encode(array))
         for path, leaf in names.parameters(params)
         for array in (np.asarray(leaf, jnp.dtype(dtype)),)
         for tensor in names.hf_tensors(path, array.shape, config)
