@@ -109,6 +109,8 @@ class Bertjax:
         from bertjax.optimizer import optimizer
         from bertjax.run_config import MeshConfig
 
+        # First of all, as in the commands.
+        mesh = open_mesh(MeshConfig(), batch_size=len(batches[0]["weights"]))
         task = data.task
         base = bertjax.BertModel.from_pretrained(init_from)[0].config
         fixed = {"regression": 1, "question_answering": 2, "multiple_choice": 2}
@@ -118,7 +120,6 @@ class Bertjax:
             num_labels=fixed.get(task.family, len(data.labels)),
             problem_type=task.problem_type,
         )
-        mesh = open_mesh(MeshConfig(), batch_size=len(batches[0]["weights"]))
         model, params = getattr(bertjax, task.head).from_pretrained(init_from, config=config)
         objective = FinetuningObjective(model)
         tx = optimizer(rule, 10_000)

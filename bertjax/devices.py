@@ -19,12 +19,17 @@ def open_mesh(
     Raises:
       InputError: a mesh that does not fit the devices, or a batch that it does not divide.
     """
+    # Threads that JAX starts keep the arena of their first block, and one of their own cannot hold
+    # large ones: so it is before JAX starts that there must be one arena.
+    _mallopt((_M_ARENA_MAX, 1))
     if distributed:
         join_hosts()
     mesh = make_mesh(config)
-    check_batch_size(mesh, batch_size, accumulation_steps)
     if mesh.devices.flat[0].platform == "cpu":
         keep_freed_memory()
+    else:
+        _mallopt((_M_ARENA_MAX, 0))  # as many as there were to be
+    check_batch_size(mesh, batch_size, accumulation_steps)
     return mesh
 
 
@@ -33,19 +38,23 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns large blocks to the kernel at once, so that a step on a CPU has all its
     memory mapped and cleared anew, page by page: a fifth of the time of a small model's step. The
-    price is that the process never shrinks. Other C libraries are left as they are.
+    price is that the process never shrinks. Other C libraries are left as they are. Of the threads
+    that JAX has started already, this changes little.
 
     Returns:
       Whether it is so now.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return False
-    settings = (
-        (_M_ARENA_MAX, 1),  # those of threads cannot hold blocks over 64 MiB
+    return _mallopt(
+        (_M_ARENA_MAX, 1),
         (_M_MMAP_MAX, 0),
         (_M_TRIM_THRESHOLD, 2**31 - 1),
         (_M_TOP_PAD, 64 * 2**20),
     )
+
+
+def _mallopt(*settings: tuple[int, int]) -> bool:
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return False
     return all(mallopt(*setting) == 1 for setting in settings)

@@ -1,21 +1,23 @@
-"""Parameters whose layers lie apart, for loops that read them again and again.
+"""Parameters whose layers lie apart, for programs that read them again and again.
 
 Layers that are stacked are sliced before each product, and the slice is a copy: in a loop over
-tokens that is as much memory to move as the product reads. Taken apart before the loop and put
-together in it, they are read where they are: XLA undoes the second.
+tokens that is as much memory to move as the product reads, and on a CPU a tenth of the time of a
+batch of short texts. Taken apart before and put together in the program, they are read where they
+are: XLA undoes the second.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-_PATH = ("bert", "encoder", "layer")
+_STACK = "layer"
 
 
 @jax.jit
 def apart(params: Any) -> Any:
-    """Return a decoder's parameters with a tuple of layers in place of each stack.
+    """Return parameters with a tuple of layers in place of each stack.
 
     A tree without them, as of a model of another make, stays as it is.
     """
@@ -28,10 +30,10 @@ def together(params: Any) -> Any:
     return _at_layers(params, lambda tree: jax.tree.map(jnp.stack, tree, is_leaf=is_layers))
 
 
-def _at_layers(params: Any, change: Any, path: tuple[str, ...] = _PATH) -> Any:
-    if not path:
-        return change(params)
-    first, *rest = path
-    if first not in params:
-        return params
-    return params | {first: _at_layers(params[first], change, tuple(rest))}
+def _at_layers(tree: Any, change: Callable[[Any], Any]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        name: change(entry) if name == _STACK else _at_layers(entry, change)
+        for name, entry in tree.items()
+    }

@@ -15,7 +15,9 @@ of (21 min 38 s). Training loss 8.23 after 10 steps, 0.73 at the end; of 500 hel
 17.4 % right to the letter, 25.4 % with all words in order (of the sources, 15.6 %), chrF 68.3,
 token accuracy 76.0 % and loss 1.46 given the tokens before. chrF hardly tells here: the sources as
 they stand have 69.0, and 8.6 % are right once a full stop is added. From the quickstart's model, as
-above, it has not been run. Some of what it wrote (in small letters, as its vocabulary is):
+above, on one core: 13 min 49 s, loss 7.56 and 0.57, 18.2 % right to the letter, chrF 68.4, token
+accuracy 77.1 %, loss 1.46. Some of what the first one wrote (in small letters, as its vocabulary
+is):
 
     then she fluttered more desperately than ever     then she fluttered more desperately than ever.
     it last time was because i was a man              it was last time because i was a man.

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import sentence_transformers
@@ -150,6 +151,12 @@ def test_cut_texts_are_counted(plain, caplog):
     assert [r.getMessage() for r in caplog.records if r.name.startswith("bertjax")] == [
         "1 of 15 texts are longer than 64 tokens: their ends were cut off"
     ]
+
+
+def test_parameters_are_those_of_the_checkpoint(plain):
+    _, params = BertModel.from_pretrained(plain)
+    del params["pooler"]  # which embeddings do not need
+    jax.tree.map(np.testing.assert_array_equal, pipeline(TASK, plain).params, params)
 
 
 # Bad input.

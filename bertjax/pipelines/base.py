@@ -62,7 +62,6 @@ class Pipeline(abc.ABC):
                 f"embeddings for {model.config.vocab_size}; they do not belong together"
             )
         self.model = model
-        self.params = params
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_length = max_length or min(limit, tokenizer.model_max_length)
@@ -95,6 +94,11 @@ class Pipeline(abc.ABC):
         model, params = load_pretrained(cls.model_class, path, dtype=dtype, **options)
         tokenizer = BertTokenizer.from_pretrained(path)
         return cls(model, params, tokenizer, batch_size=batch_size, max_length=max_length)
+
+    @property
+    def params(self) -> Any:
+        """The model's parameters."""
+        return self._run.params
 
     @property
     def compilations(self) -> int:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from bertjax.data.bucket_widths import bucket_width
 from bertjax.data.features import Rows
 from bertjax.sharding import MESH_AXES, RULES, batch_sharding
+from bertjax.unstacked import apart, together
 
 Numbers = npt.NDArray[np.int64]
 
@@ -59,21 +60,26 @@ class Runner:
     ) -> None:
         def traced(params: Any, batch: Mapping[str, Any], static: Hashable) -> Any:
             self.compilations += 1
-            return compute(params, batch, static)
+            return compute(together(params) if self._apart else params, batch, static)
 
         self.compilations = 0
         self._compute = jax.jit(traced, static_argnums=2)
-        self._params = params
         self._longest = longest
         self._mesh = _mesh_of(params)
-        on_cpu = self._mesh is None and jax.default_backend() == "cpu"
-        self._most_tokens = _CPU_TOKENS if on_cpu else math.inf
-        self._widths = _CPU_WIDTHS if on_cpu else _WIDTHS
+        self._apart = self._mesh is None and jax.default_backend() == "cpu"
+        self._params = apart(params) if self._apart else params
+        self._most_tokens = _CPU_TOKENS if self._apart else math.inf
+        self._widths = _CPU_WIDTHS if self._apart else _WIDTHS
         # A mesh divides the rows of a batch by so many.
         ways = 1 if self._mesh is None else math.prod(self._mesh.shape[a] for a in RULES["batch"])
         self._row_counts = sorted(
             {-(-count // ways) * ways for count in (*_FEW_ROWS, batch_size) if count <= batch_size}
         )
+
+    @property
+    def params(self) -> Any:
+        """The parameters as they were given."""
+        return jax.jit(together)(self._params) if self._apart else self._params
 
     def __call__(
         self,

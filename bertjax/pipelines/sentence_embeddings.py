@@ -64,7 +64,11 @@ class SentenceEmbeddingPipeline(Pipeline):
         self._prompt = prompt
         self._layers = [(layer.kernel, layer.bias) for layer in dense]
         super().__init__(model, {"encoder": params, "dense": self._layers}, tokenizer, **sizes)
-        self.params = params
+
+    @property
+    def params(self) -> Any:
+        """The model's parameters, without the dense layers behind the pooling."""
+        return super().params["encoder"]
 
     @classmethod
     def from_pretrained(
