@@ -362,3 +362,17 @@ def _is_a(value: Any, kind: Any) -> bool:
         number = numbers.Integral if kind is int else numbers.Real
         return isinstance(value, number) and not isinstance(value, bool)
     return isinstance(value, origin or kind)
+
+
+def config_of(model: Any) -> BertConfig:
+    """Return the config of a model that has one.
+
+    Raises:
+      InputError: a model of two halves.
+    """
+    if not isinstance(model.config, BertConfig):
+        raise InputError(
+            f"{type(model).__name__} is made of two models: change each before they are put "
+            "together"
+        )
+    return model.config

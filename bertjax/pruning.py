@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from bertjax.config import BertConfig
+from bertjax.config import BertConfig, config_of
 from bertjax.module import Input
 from bertjax.sharding import path_of
 
@@ -47,9 +47,9 @@ def prune_heads(
       The module with the new config, and its parameters.
 
     Raises:
-      InputError: a layer or head that the model has not.
+      InputError: a layer or head that the model has not, or an `EncoderDecoderModel`.
     """
-    before = model.config
+    before: Any = config_of(model)  # takes a mapping of heads, too
     asked = dataclasses.replace(before, pruned_heads=heads)
     after = dataclasses.replace(before, pruned_heads=before.pruned_heads + asked.pruned_heads)
     # Where the heads that stay are stored now.

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from bertjax.config import config_of
 from bertjax.errors import InputError
 from bertjax.layers import kernel_init
 from bertjax.sharding import path_of
@@ -52,9 +53,11 @@ def resize_token_embeddings(
       parameters.
 
     Raises:
-      InputError: sizes below 1, no key, or parameters that are not of this config.
+      InputError: sizes below 1, no key, parameters that are not of this config, or an
+        `EncoderDecoderModel`.
     """
-    old = model.config.vocab_size
+    config = config_of(model)
+    old = config.vocab_size
     size = old if vocab_size is None else vocab_size
     multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
     if size < 1 or multiple < 1:
@@ -63,9 +66,9 @@ def resize_token_embeddings(
     if size > old and key is None:
         raise InputError("key: new rows are drawn at random, give a jax.random.key")
     _check_vocabulary(params, old)
-    pad = model.config.pad_token_id
+    pad = config.pad_token_id
     config = dataclasses.replace(
-        model.config, vocab_size=size, pad_token_id=None if pad is not None and pad >= size else pad
+        config, vocab_size=size, pad_token_id=None if pad is not None and pad >= size else pad
     )
     keys = None if key is None else jax.random.split(key)  # for embeddings and decoder
 

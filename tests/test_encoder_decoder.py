@@ -20,6 +20,8 @@ from bertjax import (
     init_cache,
 )
 from bertjax.encoder_decoder import shift_tokens_right
+from bertjax.pruning import prune_heads
+from bertjax.resizing import resize_token_embeddings
 from tests.encoder_decoders import (
     BATCH,
     BERT,
@@ -334,6 +336,14 @@ def test_sources_that_the_encoder_cannot_read(change, message):
     given = {"input_ids": np.full((2, 9), 5)} | change
     with pytest.raises(InputError, match=message):
         generate(model, params, **given)
+
+
+def test_halves_are_changed_apart():
+    model, params = made("plain")
+    with pytest.raises(InputError, match="EncoderDecoderModel is made of two models: change"):
+        prune_heads(model, params, {0: [1]})
+    with pytest.raises(InputError, match="EncoderDecoderModel is made of two models: change"):
+        resize_token_embeddings(model, params, 70, key=jax.random.key(0))
 
 
 def test_lone_decoder_is_a_model_of_its_own():
