@@ -36,8 +36,8 @@ class Runner:
 
     A batch is as wide as the bucket of its longest row (`bucket_width`) and of one of at most four
     numbers of rows, so that as many programs are compiled as there are such shapes among the rows
-    and no more. Where the parameters lie on a mesh of `bertjax.sharding`, the rows of a batch are
-    split over its data axes.
+    and no more. On a CPU it holds the layers apart (`bertjax.unstacked`). Where the parameters lie
+    on a mesh of `bertjax.sharding`, the rows of a batch are split over its data axes.
 
     Args:
       compute: (params, batch, static) -> arrays [B, ...] or a tree of them; traced, so pure.
@@ -60,16 +60,16 @@ class Runner:
     ) -> None:
         def traced(params: Any, batch: Mapping[str, Any], static: Hashable) -> Any:
             self.compilations += 1
-            return compute(together(params) if self._apart else params, batch, static)
+            return compute(together(params) if self._on_cpu else params, batch, static)
 
         self.compilations = 0
         self._compute = jax.jit(traced, static_argnums=2)
         self._longest = longest
         self._mesh = _mesh_of(params)
-        self._apart = self._mesh is None and jax.default_backend() == "cpu"
-        self._params = apart(params) if self._apart else params
-        self._most_tokens = _CPU_TOKENS if self._apart else math.inf
-        self._widths = _CPU_WIDTHS if self._apart else _WIDTHS
+        self._on_cpu = self._mesh is None and jax.default_backend() == "cpu"
+        self._params = apart(params) if self._on_cpu else params
+        self._most_tokens = _CPU_TOKENS if self._on_cpu else math.inf
+        self._widths = _CPU_WIDTHS if self._on_cpu else _WIDTHS
         # A mesh divides the rows of a batch by so many.
         ways = 1 if self._mesh is None else math.prod(self._mesh.shape[a] for a in RULES["batch"])
         self._row_counts = sorted(
@@ -79,7 +79,7 @@ class Runner:
     @property
     def params(self) -> Any:
         """The parameters as they were given."""
-        return jax.jit(together)(self._params) if self._apart else self._params
+        return jax.jit(together)(self._params) if self._on_cpu else self._params
 
     def __call__(
         self,
