@@ -253,9 +253,20 @@ def test_losses_and_scores_do_not_depend_on_the_devices(base, pairs, tmp_path):
             *("finetune", experiment, "--run-dir", tmp_path / name, *options), devices=devices
         )
         assert code == 0, err
+    address = f"127.0.0.1:{processes.free_port()}"
+    settings = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    command = ("bertjax.cli", "finetune", experiment, "--run-dir", tmp_path / "hosts")
+    hosts = [
+        processes.start(
+            *command, "--distributed", devices=2, env=settings | {"JAX_PROCESS_ID": str(i)}
+        )
+        for i in range(2)
+    ]
+    for code, _, err in map(processes.finish, hosts):
+        assert code == 0, err
     whole = lines_of(tmp_path / "whole")
     assert [line["split"] for line in whole] == ["train"] * 6 + ["eval"]
-    for name in ("fsdp", "model"):
+    for name in ("fsdp", "model", "hosts"):
         for got, want in zip(lines_of(tmp_path / name), whole, strict=True):
             assert got.pop("split") == want["split"]
             wanted = {key: value for key, value in want.items() if key != "split"}
