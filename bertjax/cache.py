@@ -1,6 +1,6 @@
 """The cache of a decoder: keys and values of the tokens read so far, as a value of fixed shape.
 
-Axis letters: L layers, B batch, H heads, S room for tokens, E tokens of the encoder, K head size.
+Axis letters: B batch, H heads, S room for tokens, E tokens of the encoder, K head size.
 """
 
 import dataclasses
@@ -14,6 +14,52 @@ from bertjax.config import BertConfig
 
 
 @struct.dataclass
+class LayerCache:
+    """What one layer keeps. Heads come before tokens, as in transformers: on a CPU a step of
+    decoding then takes half the time.
+
+    Attributes:
+      key: [B, H, S, K], of the self-attention.
+      value: likewise.
+      cross_key: [B, H, E, K] of the encoder's output, once a call has been given that.
+      cross_value: likewise.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    cross_key: jax.Array | None = None
+    cross_value: jax.Array | None = None
+
+    def write(self, first: jax.Array, key: jax.Array, value: jax.Array) -> "LayerCache":
+        """Put keys and values [B, T, H, K] at the places from `first` on.
+
+        Where there is no room they overwrite the last ones.
+        """
+
+        def put(kept: jax.Array, new: jax.Array) -> jax.Array:
+            new = new.swapaxes(1, 2).astype(kept.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(kept, new, first, axis=2)
+
+        return dataclasses.replace(self, key=put(self.key, key), value=put(self.value, value))
+
+    def write_cross(self, key: jax.Array, value: jax.Array) -> "LayerCache":
+        """Keep the keys and values [B, E, H, K] of the encoder's output."""
+        kept = (x.swapaxes(1, 2).astype(self.key.dtype) for x in (key, value))
+        return LayerCache(self.key, self.value, *kept)
+
+    def read(self, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+        """Return the keys and values [B, S, H, K]."""
+        return self.key.swapaxes(1, 2).astype(dtype), self.value.swapaxes(1, 2).astype(dtype)
+
+    def read_cross(self, dtype: DTypeLike) -> tuple[jax.Array, jax.Array] | None:
+        """Return the keys and values [B, E, H, K] of the encoder's output, if they are there."""
+        if self.cross_key is None or self.cross_value is None:
+            return None
+        cross = self.cross_key.swapaxes(1, 2), self.cross_value.swapaxes(1, 2)
+        return cross[0].astype(dtype), cross[1].astype(dtype)
+
+
+@struct.dataclass
 class Cache:
     """What a decoder keeps of the tokens that it has read, for those that follow.
 
@@ -21,33 +67,33 @@ class Cache:
     `jax.jit` with the cache donated, the new one takes the old one's memory.
 
     Attributes:
-      key: [L, B, H, S, K], of the self-attention. Heads come before tokens, as in transformers:
-        a step of decoding on a CPU then takes half the time.
-      value: likewise.
+      layers: what each layer keeps. Arrays of their own: slices of one for all would be copied
+        for every token.
       length: int32 scalar, tokens written; what lies behind them is never read.
-      cross_key: [L, B, H, E, K] of the encoder's output, once a call has been given that.
-      cross_value: likewise.
       places: int32 [S], where each token stands in its text, if not one after the other: tokens
         that may come at one place share it, and `attention_mask` says which sees which. None: they
         stand as they lie.
     """
 
-    key: jax.Array
-    value: jax.Array
+    layers: tuple[LayerCache, ...]
     length: jax.Array
-    cross_key: jax.Array | None = None
-    cross_value: jax.Array | None = None
     places: jax.Array | None = None
 
     @property
     def max_length(self) -> int:
         """Tokens that there is room for."""
-        return self.key.shape[3]
+        return self.layers[0].key.shape[2]
+
+    @property
+    def cross_length(self) -> int | None:
+        """Tokens of the encoder's output, once that was given."""
+        cross_key = self.layers[0].cross_key
+        return None if cross_key is None else cross_key.shape[2]
 
     @property
     def batch_size(self) -> int:
         """Rows."""
-        return self.key.shape[1]
+        return self.layers[0].key.shape[0]
 
     def reorder(self, rows: ArrayLike) -> "Cache":
         """Return a cache of other rows, such as those of the beams that stay.
@@ -55,12 +101,8 @@ class Cache:
         Args:
           rows: [any number], indices of rows; the same one may come several times.
         """
-        taken = {
-            name: jnp.take(array, jnp.asarray(rows), axis=1)
-            for name in ("key", "value", "cross_key", "cross_value")
-            if (array := getattr(self, name)) is not None
-        }
-        return dataclasses.replace(self, **taken)
+        take = lambda array: jnp.take(array, jnp.asarray(rows), axis=0)  # noqa: E731
+        return dataclasses.replace(self, layers=jax.tree.map(take, self.layers))
 
     def crop(self, length: ArrayLike) -> "Cache":
         """Forget all tokens but the first `length`; where there are no more, nothing changes."""
@@ -80,40 +122,13 @@ class Cache:
         written = concrete(self.length)
         if written is not None and written > max_length:
             raise ValueError(f"a cache that holds {written} tokens cannot shrink to {max_length}")
-        more = max(0, max_length - self.max_length)
+        room = ((0, 0), (0, 0), (0, max(0, max_length - self.max_length)), (0, 0))
 
-        def fit(array: jax.Array) -> jax.Array:
-            room = ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))
-            return jnp.pad(array[:, :, :, :max_length], room)
+        def fit(layer: LayerCache) -> LayerCache:
+            key, value = (jnp.pad(x[:, :, :max_length], room) for x in (layer.key, layer.value))
+            return dataclasses.replace(layer, key=key, value=value)
 
-        return dataclasses.replace(self, key=fit(self.key), value=fit(self.value), places=places)
-
-    def write(self, layer: ArrayLike, key: jax.Array, value: jax.Array) -> "Cache":
-        """Put the keys and values [B, T, H, K] of one layer behind the tokens written.
-
-        `length` stays, for the other layers; where there is no room they overwrite the last ones.
-        """
-        at = (layer, 0, 0, self.length, 0)
-
-        def put(stacked: jax.Array, new: jax.Array) -> jax.Array:
-            new = new.swapaxes(1, 2)[None].astype(stacked.dtype)
-            return jax.lax.dynamic_update_slice(stacked, new, at)
-
-        return dataclasses.replace(self, key=put(self.key, key), value=put(self.value, value))
-
-    def read(self, layer: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        """Return the keys and values [B, S, H, K] of one layer."""
-        return _layer(self.key, layer), _layer(self.value, layer)
-
-    def read_cross(self, layer: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        """Return the keys and values [B, E, H, K] that one layer has of the encoder's output."""
-        assert self.cross_key is not None  # whoever asks has looked
-        assert self.cross_value is not None
-        return _layer(self.cross_key, layer), _layer(self.cross_value, layer)
-
-
-def _layer(stacked: jax.Array, layer: ArrayLike) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False).swapaxes(1, 2)
+        return Cache(tuple(map(fit, self.layers)), self.length, places)
 
 
 def init_cache(
@@ -133,10 +148,13 @@ def init_cache(
     if not config.is_decoder:
         raise ValueError("a cache is for decoders, and the config's is_decoder is off")
     _check_positions(config, max_length)
-    heads, size = config.num_stored_heads, config.head_size
-    shape = (config.num_hidden_layers, batch_size, heads, max_length, size)
-    # Two arrays: one could not be donated twice.
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+    shape = (batch_size, config.num_stored_heads, max_length, config.head_size)
+    # Arrays of their own: one could not be donated twice.
+    layers = tuple(
+        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        for _ in range(config.num_hidden_layers)
+    )
+    return Cache(layers, jnp.zeros((), jnp.int32))
 
 
 def check_cache(cache: Cache, config: BertConfig, batch_size: int, tokens: int) -> None:
@@ -148,7 +166,7 @@ def check_cache(cache: Cache, config: BertConfig, batch_size: int, tokens: int) 
     Raises:
       ValueError: with both numbers.
     """
-    layers, rows, heads, room, size = cache.key.shape
+    layers, (rows, heads, room, size) = len(cache.layers), cache.layers[0].key.shape
     model = (config.num_hidden_layers, config.num_stored_heads, config.head_size)
     if (layers, heads, size) != model:
         raise ValueError(

@@ -5,6 +5,7 @@ Axis letters as in `bertjax.model`; E counts the tokens of an encoder that a dec
 
 import dataclasses
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from bertjax.activations import activation
 from bertjax.attention import dot_product_attention, relative_scores
-from bertjax.cache import Cache
+from bertjax.cache import Cache, LayerCache
 from bertjax.config import BertConfig
 from bertjax.dropout import Dropout
 from bertjax.layers import Dense, LayerNorm, kernel_init
@@ -42,20 +43,20 @@ class BertSelfAttention(nn.Module):
         hidden: Float[Array, "B T D"],
         bias: Float[Array, "#B 1 _ S"] | None,
         head_mask: Float[Input, "..."] | None,
-        past: Cache | None = None,
-        layer: Int[Array, ""] | int | None = None,
-    ) -> tuple[Float[Array, "B Q H K"], Float[Array, "B H Q S"], Cache | None]:
+        past: LayerCache | None = None,
+        first: Int[Array, ""] | None = None,
+        places: Int[Array, " S"] | None = None,
+    ) -> tuple[Float[Array, "B Q H K"], Float[Array, "B H Q S"], LayerCache | None]:
         config = self.config
         features = (config.num_stored_heads, config.head_size)
         query, key, value = (
             Dense(config, features, self.dtype, name=name)(x)
             for name, x in (("query", asking), ("key", hidden), ("value", hidden))
         )
-        first, places = None, None
         if past is not None:
-            assert layer is not None  # a cache is one of all layers
-            first, places, past = past.length, past.places, past.write(layer, key, value)
-            key, value = (kept.astype(self.dtype) for kept in past.read(layer))
+            assert first is not None  # a cache says how long it is
+            past = past.write(first, key, value)
+            key, value = past.read(self.dtype)
         extra_scores = None
         if config.position_embedding_type != "absolute":
             distances = 2 * config.max_position_embeddings - 1
@@ -95,14 +96,9 @@ class BertCrossAttention(nn.Module):
         asking: Float[Array, "B Q D"],
         source: Float[Array, "B E D"] | None,
         bias: Float[Array, "B 1 1 E"] | None,
-        past: Cache | None = None,
-        layer: Int[Array, ""] | int | None = None,
-    ) -> tuple[
-        Float[Array, "B Q H K"],
-        Float[Array, "B H Q E"],
-        tuple[Float[Array, "B E H K"], Float[Array, "B E H K"]],
-    ]:
-        """Attend to `source`, or to the keys and values of it that the cache has; return those."""
+        past: LayerCache | None = None,
+    ) -> tuple[Float[Array, "B Q H K"], Float[Array, "B H Q E"], LayerCache | None]:
+        """Attend to `source`, or to the keys and values of it that the cache has."""
         config = self.config
 
         def heads_of(name: str, x: jax.Array) -> jax.Array:
@@ -110,14 +106,13 @@ class BertCrossAttention(nn.Module):
             return Dense(config, features, self.dtype, name=name)(x)
 
         query = heads_of("query", asking)
-        if past is not None and past.cross_key is not None:
-            assert layer is not None  # a cache is one of all layers
-            key, value = (kept.astype(self.dtype) for kept in past.read_cross(layer))
-        else:
+        kept = None if past is None else past.read_cross(self.dtype)
+        if kept is None:
             assert source is not None  # or else this layer is not called
-            key, value = heads_of("key", source), heads_of("value", source)
-        context, probs = dot_product_attention(query, key, value, bias, **_probs_dropout(self))
-        return context, probs, (key, value)
+            kept = heads_of("key", source), heads_of("value", source)
+            past = None if past is None else past.write_cross(*kept)
+        context, probs = dot_product_attention(query, *kept, bias, **_probs_dropout(self))
+        return context, probs, past
 
 
 def _probs_dropout(attention: BertSelfAttention | BertCrossAttention) -> dict[str, Any]:
@@ -158,11 +153,11 @@ class BertAttention(nn.Module):
     @nn.compact
     def __call__(
         self, asking: Float[Array, "B Q D"], *inputs: Any
-    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q S"], Any]:
-        """Return the output, the probabilities, and what the kind of attention hands on."""
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B H Q S"], LayerCache | None]:
+        """Return the output, the probabilities, and the cache with what is new."""
         args = self.config, self.dtype, self.deterministic
-        context, probs, kept = self.kind(*args, name="self")(asking, *inputs)
-        return BertOutput(*args, input_axes=2, name="output")(context, asking), probs, kept
+        context, probs, past = self.kind(*args, name="self")(asking, *inputs)
+        return BertOutput(*args, input_axes=2, name="output")(context, asking), probs, past
 
 
 class BertIntermediate(nn.Module):
@@ -177,8 +172,8 @@ class BertIntermediate(nn.Module):
         return activation(self.config.hidden_act)(x)
 
 
-LayerOutput = tuple[jax.Array | None, jax.Array | None, jax.Array | None, Any]
-"""Hidden states, probabilities, those of the cross-attention, and its new keys and values."""
+LayerOutput = tuple[Any, Any, Any, Any]
+"""Hidden states, probabilities, those of the cross-attention, and the cache; None: not wanted."""
 
 
 class BertLayer(nn.Module):
@@ -196,42 +191,45 @@ class BertLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        carry: tuple[Float[Array, "B T D"], Cache | None],
+        hidden: Float[Array, "B T D"],
         head_mask: Float[Input, "..."] | None,
-        layer: Int[Array, ""] | int | None,
+        past: LayerCache | None,
         positions: Int[Input, "B Q"] | None,
         bias: Float[Array, "#B 1 _ S"] | None,
         source: Float[Array, "B E D"] | None,
         source_bias: Float[Array, "B 1 1 E"] | None,
-    ) -> tuple[tuple[jax.Array, Cache | None], LayerOutput]:
+        *place: jax.Array | None,
+    ) -> tuple[jax.Array, LayerOutput]:
+        """Run the layer; `place` is the cache's length and its places, of all layers alike."""
         args = self.config, self.dtype, self.deterministic
-        hidden, past = carry
         asking = hidden
         if positions is not None:
             asking = gather_positions(hidden, positions)
             bias = None if bias is None else _rows_of(bias, positions)
             head_mask = None if head_mask is None else _rows_of(head_mask, positions)
         attended, probs, past = BertAttention(*args, name="attention")(
-            asking, hidden, bias, head_mask, past, layer
+            asking, hidden, bias, head_mask, past, *place
         )
-        cross_probs, cross = None, None
-        crossed = past is not None and past.cross_key is not None
-        if source is not None or crossed:
-            attended, cross_probs, cross = BertAttention(
+        cross_probs = None
+        if source is not None or (past is not None and past.cross_key is not None):
+            attended, cross_probs, past = BertAttention(
                 *args, BertCrossAttention, name="crossattention"
-            )(attended, source, source_bias, past, layer)
+            )(attended, source, source_bias, past)
         x = BertIntermediate(self.config, self.dtype, name="intermediate")(attended)
         hidden = constrain(BertOutput(*args, name="output")(x, attended), "batch")
-        return (hidden, past), (
+        return hidden, (
             hidden if self.output_hidden_states else None,
             probs if self.output_attentions else None,
             cross_probs if self.output_attentions else None,
-            cross if past is not None and not crossed else None,
+            past,
         )
 
 
 class BertEncoder(nn.Module):
-    """The layers, as one scan over stacked parameters: those of an encoder or of a decoder."""
+    """The layers, of an encoder or of a decoder, as one scan over stacked parameters.
+
+    With a cache they are run one by one: each has arrays of its own there.
+    """
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
@@ -258,56 +256,96 @@ class BertEncoder(nn.Module):
             nn.remat(BertLayer, prevent_cse=config.scan_unroll != 1) if config.remat else BertLayer
         )
         layer = layer_class(config, self.dtype, deterministic, *flags, name="layer")
+        shared = bias, source, source_bias
+        # Then the last layer computes nothing else.
         relative = config.position_embedding_type != "absolute"
-        shared, tokens = (bias, source, source_bias), hidden.shape[1]
-        if positions is None or any(flags) or relative or self.is_initializing():
-            (last, past), output = self._scan(layer, (hidden, past), head_mask, shared)
-            states, probs, cross_probs, cross = output
-            return BertModelOutput(
-                last_hidden_state=last if positions is None else gather_positions(last, positions),
-                hidden_states=None if states is None else (hidden, *states),
-                past_key_values=_advanced(past, tokens, cross),
-                attentions=None if probs is None else tuple(probs),
-                cross_attentions=None if cross_probs is None else tuple(cross_probs),
-            )
-        before_last, cross = config.num_hidden_layers - 1, None
+        alone = not (any(flags) or relative or self.is_initializing())
+        at_last = positions if alone else None
+        if past is None:
+            last, outputs = self._scan_all(layer, hidden, head_mask, at_last, shared)
+        else:
+            if self.is_initializing():  # only the scan can make stacked parameters
+                self._scan(layer, hidden, None, (None, source, None))
+            last, outputs = self._one_by_one(layer, hidden, head_mask, at_last, shared, past)
+        states, probs, cross_probs, caches = outputs
+        if positions is not None and not alone:
+            last = gather_positions(last, positions)
+        if past is not None:
+            written = past.length + hidden.shape[1]
+            past = dataclasses.replace(past, layers=caches, length=written)
+        return BertModelOutput(
+            last_hidden_state=last,
+            hidden_states=None if states is None else (hidden, *states),
+            past_key_values=past,
+            attentions=None if probs is None else tuple(probs),
+            cross_attentions=None if cross_probs is None else tuple(cross_probs),
+        )
+
+    def _one_by_one(
+        self,
+        layer: nn.Module,
+        hidden: Float[Array, "B T D"],
+        head_mask: Float[Input, "L ..."] | None,
+        positions: Int[Input, "B Q"] | None,
+        shared: tuple[jax.Array | None, ...],
+        past: Cache,
+    ) -> tuple[jax.Array, LayerOutput]:
+        """Run all layers with a cache, the last at some positions alone where they are given."""
+        outputs = []
+        for number, kept in enumerate(past.layers):
+            own = self._with_layers(_call, itemgetter(number))
+            mask = None if head_mask is None else head_mask[number]
+            at = positions if number == len(past.layers) - 1 else None
+            hidden, output = own(layer, hidden, mask, kept, at, *shared, past.length, past.places)
+            outputs.append(output)
+        states, probs, cross_probs, caches = (
+            None if of_layers[0] is None else of_layers for of_layers in zip(*outputs, strict=True)
+        )
+        return hidden, (states, probs, cross_probs, caches)
+
+    def _scan_all(
+        self,
+        layer: nn.Module,
+        hidden: Float[Array, "B T D"],
+        head_mask: Float[Input, "L ..."] | None,
+        positions: Int[Input, "B Q"] | None,
+        shared: tuple[jax.Array | None, ...],
+    ) -> tuple[jax.Array, LayerOutput]:
+        """Run all layers, the last at some positions alone where they are given."""
+        if positions is None:
+            return self._scan(layer, hidden, head_mask, shared)
+        before_last = self.config.num_hidden_layers - 1
         if before_last:
             mask = None if head_mask is None else head_mask[:before_last]
-            (hidden, past), (*_, cross) = self._scan(
-                layer, (hidden, past), mask, shared, before_last
-            )
+            hidden, _ = self._scan(layer, hidden, mask, shared, before_last)
         mask = None if head_mask is None else head_mask[-1]
-        (last, past), (*_, last_cross) = self._with_layers(_call, lambda stacked: stacked[-1])(
-            layer, (hidden, past), mask, before_last, positions, *shared
-        )
-        last_cross = jax.tree.map(lambda x: x[None], last_cross)
-        if cross is not None:
-            last_cross = jax.tree.map(lambda *x: jnp.concatenate(x), cross, last_cross)
-        return BertModelOutput(
-            last_hidden_state=last, past_key_values=_advanced(past, tokens, last_cross)
-        )
+        own = self._with_layers(_call, itemgetter(-1))
+        outputs: tuple[jax.Array, LayerOutput] = own(layer, hidden, mask, None, positions, *shared)
+        return outputs
 
     def _scan(
         self,
         layer: nn.Module,
-        carry: tuple[Float[Array, "B T D"], Cache | None],
+        hidden: Float[Array, "B T D"],
         head_mask: Float[Input, "N ..."] | None,
         shared: tuple[jax.Array | None, ...],
         count: int | None = None,
-    ) -> tuple[tuple[jax.Array, Cache | None], LayerOutput]:
+    ) -> tuple[jax.Array, LayerOutput]:
         """Run the first `count` layers, or all."""
         layers = count or self.config.num_hidden_layers
         scan = nn.scan(
             _call,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, 0, *[nn.broadcast] * (1 + len(shared))),
+            in_axes=(0, *[nn.broadcast] * (2 + len(shared))),
             length=layers,
             unroll=self.config.scan_unroll or layers,
         )
-        pick = None if count is None else lambda stacked: stacked[:count]
-        numbers = None if carry[1] is None else jnp.arange(layers)
-        return self._with_layers(scan, pick)(layer, carry, head_mask, numbers, None, *shared)
+        pick = None if count is None else itemgetter(slice(count))
+        outputs: tuple[jax.Array, LayerOutput] = self._with_layers(scan, pick)(
+            layer, hidden, head_mask, None, None, *shared
+        )
+        return outputs
 
     def _with_layers(
         self, function: Callable[..., Any], pick: Callable[[jax.Array], jax.Array] | None
@@ -325,24 +363,12 @@ class BertEncoder(nn.Module):
             layers = zero_surplus_heads(layers, config) if surplus else layers
             return layers if pick is None else jax.tree.map(pick, layers)
 
-        return nn.map_variables(function, "params", view, init=self.is_initializing())
+        made_here = self.is_initializing() and pick is None
+        return nn.map_variables(function, "params", view, init=made_here)
 
 
 def _call(layer: nn.Module, *inputs: Any) -> Any:
     return layer(*inputs)
-
-
-def _advanced(
-    past: Cache | None, tokens: int, cross: tuple[jax.Array, jax.Array] | None
-) -> Cache | None:
-    """Return the cache with the tokens counted that all layers have written, and what is new."""
-    if past is None:
-        return None
-    past = dataclasses.replace(past, length=past.length + tokens)
-    if cross is None:
-        return past
-    key, value = (stacked.swapaxes(2, 3).astype(past.key.dtype) for stacked in cross)
-    return dataclasses.replace(past, cross_key=key, cross_value=value)
 
 
 def gather_positions(

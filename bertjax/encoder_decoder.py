@@ -201,7 +201,7 @@ class EncoderDecoderModel(PretrainedModule):
                 return (*given, None, None)[:3]
             return given.last_hidden_state, given.hidden_states, given.attentions
         if inputs[0] is None and inputs[-1] is None:
-            if past is not None and past.cross_key is not None:
+            if past is not None and past.cross_length is not None:
                 return None
             raise ValueError("give the source: input_ids, inputs_embeds or encoder_outputs")
         found = self.encoder(*inputs, **outputs)

@@ -257,8 +257,8 @@ class BertModel(PretrainedModule):
                 f"encoder_hidden_states of shape {source.shape} do not fit {batch} rows and "
                 f"hidden_size {config.hidden_size}"
             )
-        if past is not None and past.cross_key is not None:
-            kept = past.cross_key.shape[3]
+        if past is not None and past.cross_length is not None:
+            kept = past.cross_length
             if source is not None and length != kept:
                 raise ValueError(
                     f"encoder_hidden_states of {length} tokens are not those of the cache, which "

@@ -322,7 +322,7 @@ def test_steps_compile_once_and_take_the_memory_of_the_cache():
     for at in range(3, 9):
         last = cache
         cache, _ = compiled(params, cache, RIGHT["input_ids"][:, at : at + 1])
-        assert last.key.is_deleted()
+        assert last.layers[0].key.is_deleted()
     assert len(traces) == 1
     assert cache.length == 9
 
@@ -486,7 +486,7 @@ def test_pruned_decoder_equals_its_head_mask():
     mask = pruned_head_mask(pruned.config)
     want = quick_jit(lambda p: model.apply({"params": p}, **batch, head_mask=mask).logits)(params)
     cache = init_cache(pruned.config, BATCH, 8)
-    assert cache.key.shape[2] == 3
+    assert cache.layers[0].key.shape[1] == 3
 
     @quick_jit
     def halves(params, cache):
