@@ -197,7 +197,7 @@ def _needs_blocks(query: jax.Array, key: jax.Array) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     alone = jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1)
     batch, queries, heads, _ = query.shape
-    return alone and 4 * batch * heads * queries * key.shape[1] > 4 * _BLOCK_BYTES
+    return alone and 4 * batch * heads * queries * key.shape[1] > 8 * _BLOCK_BYTES
 
 
 def _attend_in_blocks(

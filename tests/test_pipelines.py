@@ -279,7 +279,8 @@ def test_batches_hold_rows_of_like_length_and_little_else(count, sizes):
         assert doubled.tolist() == (2 * picked).tolist()
     spans = [(lengths[picked].min(), lengths[picked].max()) for picked, _ in found]
     assert all(low >= high for (low, _), (_, high) in itertools.pairwise(spans))
-    widths = [bucket_width(int(high), 64, 4) for _, high in spans]
+    steps = [4 if size < 16 else 8 for size in sizes]
+    widths = [bucket_width(int(high), 64, n) for (_, high), n in zip(spans, steps, strict=True)]
     assert set(shapes) == set(zip(sizes, widths, strict=True))
     assert runner.compilations == len(shapes) == len(set(shapes))
     if groups is not None:

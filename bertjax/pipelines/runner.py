@@ -24,8 +24,10 @@ _AHEAD = 2
 # of unlike lengths are padded to one width.
 _CPU_TOKENS = 2048
 
-# Widths of batches for each power of two; on a CPU padding takes as long as tokens do.
-_WIDTHS, _CPU_WIDTHS = 2, 4
+# Widths of batches for each power of two. On a CPU padding takes as long as tokens do, and of many
+# rows it is soon as long as compiling for one width more.
+_WIDTHS, _CPU_WIDTHS, _CPU_WIDTHS_OF_MANY = 2, 4, 8
+_MANY_ROWS = 16
 
 # Rows of the batches that are smaller than the largest: a single text does not pay for many.
 _FEW_ROWS = (1, 4, 16)
@@ -69,7 +71,6 @@ class Runner:
         self._on_cpu = self._mesh is None and jax.default_backend() == "cpu"
         self._params = apart(params) if self._on_cpu else params
         self._most_tokens = _CPU_TOKENS if self._on_cpu else math.inf
-        self._widths = _CPU_WIDTHS if self._on_cpu else _WIDTHS
         # A mesh divides the rows of a batch by so many.
         ways = 1 if self._mesh is None else math.prod(self._mesh.shape[a] for a in RULES["batch"])
         self._row_counts = sorted(
@@ -99,7 +100,7 @@ class Runner:
         """
         pending: deque[tuple[Numbers, Any]] = deque()
         for picked, count in self._cut(rows.lengths, groups):
-            width = self._width(rows.lengths[picked].max())
+            width = self._width(rows.lengths[picked].max(), count)
             filled = np.concatenate([picked, np.full(count - len(picked), picked[0])])
             pending.append((picked, self._dispatch(rows.batch(filled, width), shared, static)))
             if len(pending) > _AHEAD:
@@ -126,13 +127,17 @@ class Runner:
         for part in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
             first = 0
             while first < len(part):
-                width = self._width(lengths[part[first]])
+                width = self._width(lengths[part[first]], len(part) - first)
                 count = self._row_count(len(part) - first, width)
                 yield part[first : first + count], count
                 first += count
 
-    def _width(self, length: int) -> int:
-        return bucket_width(int(length), self._longest, self._widths)
+    def _width(self, length: int, count: int) -> int:
+        """Return the columns of a batch of so many rows."""
+        widths = _WIDTHS
+        if self._on_cpu:
+            widths = _CPU_WIDTHS if count < _MANY_ROWS else _CPU_WIDTHS_OF_MANY
+        return bucket_width(int(length), self._longest, widths)
 
     def _row_count(self, left: int, width: int) -> int:
         """Return the rows of the next batch: more than `left` only where half are not filling."""
