@@ -40,6 +40,7 @@ def parse_arguments():
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--batches", type=int, default=16, help="batches of a round")
     parser.add_argument("--longest", type=int, default=384, help="tokens of the longest row")
+    parser.add_argument("--max-widths", type=int, default=8, help="as of bertjax finetune")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cores", type=int, default=0, help="pin to so many cores; 0: all")
     parser.add_argument(
@@ -84,7 +85,7 @@ def bucketed(arguments, rows):
     from bertjax.data.bucketing import steps_per_epoch, training_batches
 
     size = arguments.batch_size
-    epoch = training_batches(rows, size, seed=0)
+    epoch = training_batches(rows, size, seed=0, max_widths=arguments.max_widths)
     return spaced(itertools.islice(epoch, steps_per_epoch(rows, size)), arguments.batches)
 
 

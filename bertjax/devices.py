@@ -2,6 +2,7 @@
 
 import ctypes
 
+import jax
 from jax.sharding import Mesh
 
 from bertjax.run_config import MeshConfig
@@ -31,6 +32,16 @@ def open_mesh(
         _mallopt((_M_ARENA_MAX, 0))  # as many as there were to be
     check_batch_size(mesh, batch_size, accumulation_steps)
     return mesh
+
+
+def batch_widths() -> int:
+    """Return the widths that the batches of a split may have at most: as many programs compile.
+
+    On a CPU padding takes as long as tokens do: with 8 widths 15 % of SST-2's columns are padding
+    and 8 % of SQuAD-like windows', with 12 11 % and 5 %, for some ten seconds of a core each. A
+    step of an accelerator takes milliseconds, and compiling one as long as on a CPU or longer.
+    """
+    return 8 if jax.default_backend() == "cpu" else 3
 
 
 def keep_freed_memory() -> bool:

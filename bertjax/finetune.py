@@ -18,7 +18,7 @@ from bertjax.config import BertConfig
 from bertjax.data.bucketing import steps_per_epoch, training_batches
 from bertjax.data.task_data import TaskData
 from bertjax.data.tasks import Task
-from bertjax.devices import open_mesh
+from bertjax.devices import batch_widths, open_mesh
 from bertjax.encoder_decoder import EncoderDecoderModel
 from bertjax.errors import InputError
 from bertjax.fit import Window, fit
@@ -71,7 +71,9 @@ def run(config: FinetuneConfig) -> None:
     tx = optimizer(rule, steps)
     shardings = state_shardings(abstract_state(objective, tx), mesh)
     checkpoints = Checkpoints(directory / run_dir.CHECKPOINTS, config.checkpoint)
-    state, start, bests = _start_state(config, objective, tx, mesh, shardings, checkpoints)
+    state, position = _start_state(config, objective, tx, mesh, shardings, checkpoints)
+    start = position["rows"] // config.batch_size
+    bests = [Best(**best) for best in position["bests"]]
     if first_process:
         run_dir.claim(config)
     keeper = Keeper(config, objective, tokenizer, held_out, mesh, shardings.params, bests)
@@ -80,7 +82,7 @@ def run(config: FinetuneConfig) -> None:
         state = fit(
             state,
             _step_function(config, objective, tx, mesh, shardings, rule.freeze),
-            _global_batches(config, train, mesh, start),
+            _global_batches(config, train, mesh, start, position["max_widths"]),
             start=start,
             steps=start if keeper.enough() else steps,
             window=Window({"sequences": config.batch_size * config.seeds}, None, 0),
@@ -90,10 +92,13 @@ def run(config: FinetuneConfig) -> None:
             save_every=config.checkpoint.every,
             evaluate=keeper.evaluate,
             checkpoints=checkpoints,
-            position=lambda step: {
-                "rows": step * config.batch_size,
-                "bests": [dataclasses.asdict(best) for best in bests],
-            },
+            position=lambda step: (
+                position
+                | {
+                    "rows": step * config.batch_size,
+                    "bests": [dataclasses.asdict(best) for best in bests],
+                }
+            ),
             report=report,
             enough=keeper.enough,
         )
@@ -201,10 +206,12 @@ def _start_state(
     mesh: Mesh,
     shardings: TrainState,
     checkpoints: Checkpoints,
-) -> tuple[TrainState, int, list[Best]]:
-    """Return the state to go on from, the steps done, and the best evaluations until then.
+) -> tuple[TrainState, dict[str, Any]]:
+    """Return the state to go on from, and the position: what was read, and the best evaluations.
 
-    The state is that of one run, or several seeds' stacked; `shardings` fit both.
+    The state is that of one run, or several seeds' stacked; `shardings` fit both. The position has
+    the number of widths too, on which the order of the rows depends, so that it stays on whatever
+    devices the run goes on.
     """
     abstract = abstract_state(objective, tx)
     if config.seeds > 1:
@@ -216,15 +223,15 @@ def _start_state(
     )
     restored = checkpoints.restore(placed)
     if restored is not None:
-        state, position = restored
-        start = position["rows"] // config.batch_size
-        say(f"going on from step {start}")
-        return state, start, [Best(**best) for best in position["bests"]]
+        say(f"going on from step {restored[1]['rows'] // config.batch_size}")
+        return restored
     states = [
         _first_state(config, objective, tx, mesh, shardings, seed) for seed in config.all_seeds
     ]
     state = states[0] if config.seeds == 1 else seeds.stack(states)
-    return state, 0, [Best() for _ in config.all_seeds]
+    bests = [dataclasses.asdict(Best()) for _ in config.all_seeds]
+    max_widths = config.max_widths or batch_widths()
+    return state, {"rows": 0, "bests": bests, "max_widths": max_widths}
 
 
 def _first_state(
@@ -256,10 +263,11 @@ def _first_state(
 
 
 def _global_batches(
-    config: FinetuneConfig, train: Split, mesh: Mesh, start: int
+    config: FinetuneConfig, train: Split, mesh: Mesh, start: int, max_widths: int
 ) -> Iterator[Batch]:
+    options = {"max_widths": max_widths, "start": start}
     streams = [
-        training_batches(train.rows, config.batch_size, seed=seed, start=start)
+        training_batches(train.rows, config.batch_size, seed=seed, **options)
         for seed in config.all_seeds
     ]
     if config.seeds > 1:

@@ -18,6 +18,7 @@ from bertjax.data.examples import ChoiceExample, QuestionExample, TaggedExample,
 from bertjax.data.features import QuestionRows, Rows, TextRows
 from bertjax.data.targets import TargetRows
 from bertjax.data.task_data import TaskData
+from bertjax.devices import batch_widths
 from bertjax.encoder_decoder_config import AnyConfig
 from bertjax.metrics import METRICS, perplexity
 from bertjax.objectives import FinetuningObjective
@@ -75,7 +76,7 @@ class Scorer:
         bar = tqdm(total=len(rows), unit="row", leave=False, disable=None if progress else True)
         start, stop = host_rows(self._mesh, self._batch_size)
         found: tuple[list[np.ndarray], ...] = ()
-        for picked, batch in evaluation_batches(rows, self._batch_size):
+        for picked, batch in evaluation_batches(rows, self._batch_size, batch_widths()):
             mine = {name: array[start:stop] for name, array in batch.items()}
             with jax.set_mesh(self._mesh):
                 outputs = self._outputs(params, global_batch(mine, self._mesh, self._batch_size))

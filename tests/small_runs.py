@@ -17,8 +17,7 @@ def config_of(base, run, task, file, *, rows=32, **options):
         init_from=str(base),
         task=TaskConfig(name=task, **settings),
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0),
-        batch_size=8,
-        **{"epochs": 20, "eval_every": 20, **options},
+        **{"batch_size": 8, "epochs": 20, "eval_every": 20, **options},
     )
 
 

@@ -51,7 +51,7 @@ def test_widths():
 def test_every_row_once_an_epoch(count):
     rows = rows_of(count)
     steps = steps_per_epoch(rows, 32)
-    batches = training_batches(rows, 32, seed=1)
+    batches = training_batches(rows, 32, seed=1, max_widths=8)
     orders = []
     for _ in range(2):
         seen = []
@@ -65,20 +65,24 @@ def test_every_row_once_an_epoch(count):
 
 def test_a_batch_depends_on_seed_and_number_alone():
     rows = rows_of(500)
-    whole = take(training_batches(rows, 8, seed=3), 150)
+    whole = take(training_batches(rows, 8, seed=3, max_widths=8), 150)
     for start in (0, 1, 62, 63, 100):
         for batch, want in zip(
-            training_batches(rows, 8, seed=3, start=start), whole[start:], strict=False
+            training_batches(rows, 8, seed=3, max_widths=8, start=start),
+            whole[start:],
+            strict=False,
         ):
             np.testing.assert_array_equal(batch["input_ids"], want["input_ids"])
-    other = next(training_batches(rows, 8, seed=4))
+    other = next(training_batches(rows, 8, seed=4, max_widths=8))
     assert not np.array_equal(other["labels"], whole[0]["labels"])
 
 
 def test_batches_of_one_number_are_equally_wide_whatever_the_seed():
     rows = rows_of(1000)
     steps = 2 * steps_per_epoch(rows, 8)
-    of_seeds = [take(training_batches(rows, 8, seed=seed), steps) for seed in range(4)]
+    of_seeds = [
+        take(training_batches(rows, 8, seed=seed, max_widths=8), steps) for seed in range(4)
+    ]
     orders = set()
     for batches in zip(*of_seeds, strict=True):
         assert len({batch["input_ids"].shape for batch in batches}) == 1
@@ -115,7 +119,7 @@ def test_few_lengths_need_few_widths():
 
 def test_rows_of_a_small_split_meet_others_in_every_epoch():
     rows = rows_of(40)
-    epochs = iter(training_batches(rows, 8, seed=0))
+    epochs = iter(training_batches(rows, 8, seed=0, max_widths=8))
     fellows = [set() for _ in range(40)]
     for batch in take(epochs, 20 * 5):
         for row in batch["labels"].tolist():
@@ -125,17 +129,28 @@ def test_rows_of_a_small_split_meet_others_in_every_epoch():
 
 def test_little_is_padding():
     rows = rows_of(8000)
-    batches = take(training_batches(rows, 32, seed=0), steps_per_epoch(rows, 32))
+    batches = take(training_batches(rows, 32, seed=0, max_widths=8), steps_per_epoch(rows, 32))
     columns = sum(batch["input_ids"].size for batch in batches)
     assert rows.lengths.sum() > 0.88 * columns
     assert len({batch["input_ids"].shape[1] for batch in batches}) == 8
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_no_more_widths_than_are_allowed(most):
+    rows = rows_of(800)
+    batches = take(training_batches(rows, 8, seed=0, max_widths=most), 100)
+    assert len({batch["input_ids"].shape[1] for batch in batches}) == most
+    shapes = {batch["input_ids"].shape[1] for _, batch in evaluation_batches(rows, 8, most)}
+    assert len(shapes) == most
+    shapes = {batch["input_ids"].shape[1] for _, batch in evaluation_batches(rows, 100, 8)}
+    assert len(shapes) == 2  # for eight batches
 
 
 @pytest.mark.parametrize("count", [1, 8, 100])
 def test_evaluation_has_every_row_once(count):
     rows = rows_of(count)
     seen = []
-    for picked, batch in evaluation_batches(rows, 8):
+    for picked, batch in evaluation_batches(rows, 8, 8):
         assert batch["labels"].shape == (8,)
         np.testing.assert_array_equal(batch["labels"][: len(picked)], picked)
         np.testing.assert_array_equal(batch["weights"], np.arange(8) < len(picked))

@@ -158,7 +158,7 @@ def test_full_size_fine_tuning_step_builds(name, sentence_encoder):
     tokenizer = BertTokenizer.from_pretrained(sentence_encoder)
     files = (str(EXCERPTS / FINETUNED[name]),)
     split = read_split(task, config.task, files, "train", tokenizer)
-    batch = next(training_batches(split.rows, config.batch_size, seed=0))
+    batch = next(training_batches(split.rows, config.batch_size, seed=0, max_widths=8))
 
     scores = {"regression": 1, "question_answering": 2}.get(task.family, len(split.data.labels))
     size = BertConfig.preset(
@@ -223,7 +223,7 @@ def test_full_size_seq2seq_step_builds(restoration, sentence_encoder):
     tokenizer = BertTokenizer.from_pretrained(sentence_encoder)
     files = (str(directory / "validation.jsonl"),)
     split = read_split(configured_task(config.task), config.task, files, "train", tokenizer)
-    batch = next(training_batches(split.rows, config.batch_size, seed=0))
+    batch = next(training_batches(split.rows, config.batch_size, seed=0, max_widths=8))
     bert = load_experiment(str(EXPERIMENTS / "quickstart.py"), PretrainConfig).model
     bert = dataclasses.replace(bert, vocab_size=tokenizer.backend.get_vocab_size())
     pair = EncoderDecoderConfig.from_encoder_decoder_configs(

@@ -107,7 +107,9 @@ def test_a_run_that_was_cut_goes_on_to_the_same_end(base, tmp_path, monkeypatch)
             tmp_path / name,
             "snli",
             TASKS / "snli/dev.csv",
-            epochs=5,
+            rows=64,
+            batch_size=2,
+            epochs=3,
             eval_every=3,
             log_every=1,
             checkpoint=CheckpointConfig(every=4, keep=1),
@@ -118,6 +120,8 @@ def test_a_run_that_was_cut_goes_on_to_the_same_end(base, tmp_path, monkeypatch)
         cut_at(patch, finetune, 7)
         with pytest.raises(CutError):
             finetune.run(config("cut"))
+    # As on an accelerator; two widths of the CPU that the run was begun on stay.
+    monkeypatch.setattr(finetune, "batch_widths", lambda: 1)
     finetune.run(config("cut"))
     whole, cut = (from_pretrained(tmp_path / name / "model")[1] for name in ("whole", "cut"))
     assert_same_trees(cut, whole)
@@ -234,6 +238,8 @@ def test_a_run_on_some_of_the_examples(base, tmp_path, capsys):
     assert "validation: 12 examples, 12 rows" in told
     with pytest.raises(InputError, match="max_train_examples must be positive, or 0 for all"):
         dataclasses.replace(config, max_train_examples=-1)
+    with pytest.raises(InputError, match="max_widths must be positive, or 0 for the default"):
+        dataclasses.replace(config, max_widths=-1)
 
 
 def test_parameters_that_are_frozen_stay(base, tmp_path):

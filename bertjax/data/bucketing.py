@@ -13,10 +13,6 @@ import numpy.typing as npt
 from bertjax.data.features import Rows
 from bertjax.data.targets import TargetRows
 
-# Shapes that a split is compiled for, which takes seconds for each. With 8 widths 15 % of SST-2's
-# columns are padding and 8 % of SQuAD-like windows', with 12 11 % and 5 %.
-_WIDTHS = 8
-
 
 def best_widths(lengths: npt.NDArray[np.integer], most: int) -> npt.NDArray[np.int64]:
     """Return the widths, rising, that leave least padding where each row takes the next wider one.
@@ -53,7 +49,7 @@ def steps_per_epoch(rows: Rows, batch_size: int) -> int:
 
 
 def training_batches(
-    rows: Rows, batch_size: int, *, seed: int, start: int = 0
+    rows: Rows, batch_size: int, *, seed: int, max_widths: int, start: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield batches without end; each epoch has every row once, in another order.
 
@@ -67,13 +63,14 @@ def training_batches(
       rows: the rows.
       batch_size: rows of a batch.
       seed: of the order.
+      max_widths: widths at most, see `bertjax.devices.batch_widths`.
       start: number of the first batch.
     """
     count, lengths = steps_per_epoch(rows, batch_size), rows.lengths
     if isinstance(rows, TargetRows):  # widths of sources and of targets multiply
-        most, targets = _WIDTHS // 2, rows.target_widths
+        most, targets = -(-max_widths // 2), rows.target_widths
     else:
-        most, targets = _WIDTHS, np.zeros(len(rows), np.int64)
+        most, targets = max_widths, np.zeros(len(rows), np.int64)
     target_widths, target_bucket = np.unique(targets, return_inverse=True)
     widths = best_widths(lengths, min(most, -(-count // (4 * len(target_widths)))))
     bucket = np.searchsorted(widths, lengths)
@@ -88,11 +85,15 @@ def training_batches(
 
 
 def evaluation_batches(
-    rows: Rows, batch_size: int
+    rows: Rows, batch_size: int, max_widths: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, np.ndarray]]]:
-    """Yield (numbers of the rows, batch): each row once, longest first, the last batch filled."""
+    """Yield (numbers of the rows, batch): each row once, longest first, the last batch filled.
+
+    There are no more widths than a quarter of the batches here either: each is compiled for.
+    """
     lengths = rows.lengths
-    widths = best_widths(lengths, _WIDTHS)
+    count = steps_per_epoch(rows, batch_size)
+    widths = best_widths(lengths, min(max_widths, -(-count // 4)))
     order = np.argsort(-lengths, kind="stable")
     for first in range(0, len(order), batch_size):
         picked = order[first : first + batch_size]
