@@ -3,8 +3,8 @@
     bertjax finetune experiments/finetune_multi_label.py \\
         --task.train train.tsv --task.validation dev.tsv
 
-On 2026-11-22 3,000 comments and three epochs at a rate of 1e-4, 282 steps, were too few for it and
-for transformers on torch alike: no label reached one half (README.md here).
+Measured on 2026-11-23 with 10,000 comments: micro F1 34.0 on 2,000 others (one seed); transformers
+on torch 32.3 (README.md here). It takes some 700 steps until the first label reaches one half.
 
 For your own table: `--task.name multi_label --task.text-columns comment --task.label-column tags`.
 """
@@ -15,6 +15,6 @@ CONFIG = FinetuneConfig(
     run_dir="runs/goemotions",
     init_from="sentence-transformers/all-MiniLM-L6-v2",
     task=TaskConfig(name="goemotions", sequence_length=64),
-    optimizer=OptimizerConfig(learning_rate=3e-4),
-    epochs=3,
+    optimizer=OptimizerConfig(learning_rate=2e-4),
+    epochs=6,
 )
