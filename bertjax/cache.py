@@ -15,8 +15,10 @@ from bertjax.config import BertConfig
 
 @struct.dataclass
 class LayerCache:
-    """What one layer keeps. Heads come before tokens, as in transformers: on a CPU a step of
-    decoding then takes half the time.
+    """What one layer keeps.
+
+    Heads come before tokens, as in transformers: on a CPU a step of decoding then takes half the
+    time.
 
     Attributes:
       key: [B, H, S, K], of the self-attention.

@@ -1,4 +1,4 @@
-"""What a job does first: join the hosts, make the mesh, tell the allocator what to keep."""
+"""What a job does first: join the hosts, make the mesh, fit its ways to the devices."""
 
 import ctypes
 
@@ -38,8 +38,8 @@ def batch_widths() -> int:
     """Return the widths that the batches of a split may have at most: as many programs compile.
 
     On a CPU padding takes as long as tokens do: with 8 widths 15 % of SST-2's columns are padding
-    and 8 % of SQuAD-like windows', with 12 11 % and 5 %, for some ten seconds of a core each. A
-    step of an accelerator takes milliseconds, and compiling one as long as on a CPU or longer.
+    and 8 % of SQuAD-like windows', with 12 11 % and 5 %, for some ten seconds of a core each. On an
+    accelerator, whose steps take milliseconds, waiting for the compiler outweighs padding.
     """
     return 8 if jax.default_backend() == "cpu" else 3
 

@@ -257,8 +257,8 @@ class BertEncoder(nn.Module):
         )
         layer = layer_class(config, self.dtype, deterministic, *flags, name="layer")
         shared = bias, source, source_bias
-        # Then the last layer computes nothing else.
         relative = config.position_embedding_type != "absolute"
+        # Where nobody asks for more, the last layer computes the positions alone.
         alone = not (any(flags) or relative or self.is_initializing())
         at_last = positions if alone else None
         if past is None:
