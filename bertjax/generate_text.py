@@ -24,6 +24,7 @@ from bertjax.model_commands import GenerateConfig
 from bertjax.pretrained import formats, load_pretrained
 from bertjax.pretrained.load import find_class
 from bertjax.tokenizer import BertTokenizer
+from bertjax.unstacked import apart
 
 
 class Writer(Protocol):
@@ -79,7 +80,8 @@ class _Decoder:
                 "--mask-predict"
             )
         self._tokenizer = BertTokenizer.from_pretrained(path)
-        self._model, self._params = load_pretrained(self._head, path, dtype=jnp.dtype(config.dtype))
+        self._model, params = load_pretrained(self._head, path, dtype=jnp.dtype(config.dtype))
+        self._params = apart(params)
         if not getattr(self._model.config, "is_decoder", True):
             raise InputError(
                 f"{config.model}: is a BertLMHeadModel, but its config has is_decoder off; set it "

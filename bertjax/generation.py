@@ -24,7 +24,7 @@ from bertjax.errors import InputError
 from bertjax.generation_config import GenerationConfig
 from bertjax.module import Input
 from bertjax.prompt import Job, Prompt
-from bertjax.unstacked import apart
+from bertjax.unstacked import apart, together
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ def generate(
 
     Args:
       model: a decoder with scores of the next token.
-      params: its parameters.
+      params: its parameters. Their layers are taken apart first, which takes a copy, unless
+        `bertjax.unstacked.apart` has done that.
       input_ids: [B, P], prompts of one length or padded on the left.
       attention_mask: [B, P], 0 at padding; None: there is none. Positions count real tokens.
         With an `EncoderDecoderModel` both are those of the sources, padded on any side.
@@ -322,7 +323,7 @@ def _check_sources(config: BertConfig, ids: Input, mask: Input, types: Input) ->
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(model: EncoderDecoderModel, params: Any, *source: Input | None) -> jax.Array:
-    states: Any = model.apply({"params": params}, *source, method="encode")
+    states: Any = model.apply({"params": together(params)}, *source, method="encode")
     return states
 
 

@@ -15,19 +15,29 @@ import jax.numpy as jnp
 _STACK = "layer"
 
 
-@jax.jit
 def apart(params: Any) -> Any:
-    """Return parameters with a tuple of layers in place of each stack.
+    """Return parameters with a tuple of layers in place of each stack, which takes a copy.
 
-    A tree without them, as of a model of another make, stays as it is.
+    A tree without stacks, as one that this has returned, or of a model of another make, stays as it
+    is.
     """
+    leaves = jax.tree.leaves(params, is_leaf=_is_layers)
+    return params if any(map(_is_layers, leaves)) else _apart(params)
+
+
+@jax.jit
+def _apart(params: Any) -> Any:
     return _at_layers(params, lambda stacks: jax.tree.map(tuple, stacks))
 
 
 def together(params: Any) -> Any:
-    """Return what `apart` was given."""
-    is_layers = lambda x: isinstance(x, tuple)  # noqa: E731
-    return _at_layers(params, lambda tree: jax.tree.map(jnp.stack, tree, is_leaf=is_layers))
+    """Return what `apart` was given; parameters that were never taken apart stay as they are."""
+    stack = lambda x: jnp.stack(x) if _is_layers(x) else x  # noqa: E731
+    return _at_layers(params, lambda tree: jax.tree.map(stack, tree, is_leaf=_is_layers))
+
+
+def _is_layers(x: Any) -> bool:
+    return isinstance(x, tuple)
 
 
 def _at_layers(tree: Any, change: Callable[[Any], Any]) -> Any:

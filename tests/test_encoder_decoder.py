@@ -22,6 +22,7 @@ from bertjax import (
 from bertjax.encoder_decoder import shift_tokens_right
 from bertjax.pruning import prune_heads
 from bertjax.resizing import resize_token_embeddings
+from bertjax.unstacked import apart
 from tests.encoder_decoders import (
     BATCH,
     BERT,
@@ -249,6 +250,10 @@ def test_writes_what_transformers_writes(name, rules):
             written.sequences_scores, want.sequences_scores.numpy(), atol=OUTPUT
         )
     assert len(np.unique(written.sequences, axis=0)) > 2  # sources count
+    again = generate(
+        model, apart(params), batch["input_ids"], batch["attention_mask"], settings=settings
+    )
+    np.testing.assert_array_equal(again.sequences, written.sequences)
 
 
 def test_targets_may_have_a_beginning():

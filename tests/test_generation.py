@@ -10,8 +10,9 @@ import torch
 import transformers
 from scipy import stats
 
-from bertjax import BertLMHeadModel, GenerationConfig, InputError, decoding, generate
+from bertjax import BertLMHeadModel, GenerationConfig, InputError, decoding, generate, unstacked
 from bertjax.next_token import next_scores
+from tests.models import assert_same_trees
 from tests.peers import OUTPUT, quick_params, torch_of, torch_peer
 from tests.test_decoder import CROSS, DECODER, LEFT, SMALL, source
 
@@ -244,6 +245,18 @@ def test_samples_have_the_distribution():
     kept = np.flatnonzero(probs)
     expected = after.sum() * probs[kept] / probs[kept].sum()
     assert stats.chisquare(after[kept], expected).pvalue > 1e-3
+
+
+def test_parameters_may_be_taken_apart_before(monkeypatch):
+    model, params, _ = pair(DECODER)
+    want = generate(model, params, PROMPT, MASK)
+    taken = unstacked.apart(params)
+    monkeypatch.setattr(unstacked, "_apart", None)  # no copy any more
+    assert unstacked.apart(taken) is taken
+    found = generate(model, taken, PROMPT, MASK)
+    np.testing.assert_array_equal(found.sequences, want.sequences)
+    assert_same_trees(unstacked.together(taken), params)
+    assert_same_trees(unstacked.together(params), params)
 
 
 def test_prompts_of_one_shape_compile_once():
