@@ -21,7 +21,7 @@ step --size large --length 512 --batch-size 32 --scan-unroll 0 --scan-unroll 1
 model=${MODEL:-}
 if [ -n "$model" ]; then
     python3 benchmarks/inference.py --model "$model" --dtype bfloat16 --output "$out/inference.jsonl"
-    python3 benchmarks/finetune_step.py --init-from "$model" --output "$out/finetune_step.jsonl"
+    python3 benchmarks/finetune_step.py --init-from "$model" --max-widths 3 --output "$out/finetune_step.jsonl"
 fi
 
 # Writing on: greedy and with 4 beams.
