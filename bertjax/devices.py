@@ -38,8 +38,8 @@ def batch_widths() -> int:
     """Return the widths that the batches of a split may have at most: as many programs compile.
 
     On a CPU padding takes as long as tokens do: with 8 widths 15 % of SST-2's columns are padding
-    and 8 % of SQuAD-like windows', with 12 11 % and 5 %, for some ten seconds of a core each. On an
-    accelerator, whose steps take milliseconds, waiting for the compiler outweighs padding.
+    and 8 % of SQuAD-like windows', with 12 11 % and 5 %, for some ten seconds of a core each. For
+    accelerators, whose steps take milliseconds, three are a guess that waiting outweighs padding.
     """
     return 8 if jax.default_backend() == "cpu" else 3
 

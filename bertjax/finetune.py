@@ -92,13 +92,11 @@ def run(config: FinetuneConfig) -> None:
             save_every=config.checkpoint.every,
             evaluate=keeper.evaluate,
             checkpoints=checkpoints,
-            position=lambda step: (
-                position
-                | {
-                    "rows": step * config.batch_size,
-                    "bests": [dataclasses.asdict(best) for best in bests],
-                }
-            ),
+            position=lambda step: {
+                **position,
+                "rows": step * config.batch_size,
+                "bests": [dataclasses.asdict(best) for best in bests],
+            },
             report=report,
             enough=keeper.enough,
         )
