@@ -162,3 +162,13 @@ class ConvertConfig:
     """Largest weight file; a larger model gets several."""
     revision: str = ""
     """Branch, tag or commit on the hub."""
+    dry_run: bool = False
+    """Write nothing: list the tensors that would load, those that would be dropped, and the
+    parameters that would be new."""
+    check: bool = False
+    """When it is written, run transformers and bertjax on one batch and compare what they return;
+    needs transformers and torch."""
+
+    def __post_init__(self) -> None:
+        if self.dry_run and self.check:
+            raise InputError("--check reads what was written, and --dry-run writes nothing")

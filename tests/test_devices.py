@@ -20,7 +20,7 @@ if sys.argv[1] == "keep":
     open_mesh(MeshConfig(), batch_size=1)  # starts JAX
     assert keep_freed_memory()
 # A loop, which JAX runs in a thread of its own.
-step = jax.jit(lambda x: jax.lax.scan(lambda y, _: (jnp.roll(y, 1, 0) + 1, None), x, length=3)[0].sum())
+step = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, y: jnp.roll(y, 1, 0) + 1, x).sum())
 x = jnp.ones((2900, 2900))
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

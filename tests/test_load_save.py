@@ -17,14 +17,11 @@ import transformers
 
 import bertjax
 from bertjax import BertConfig, InputError
-from bertjax.model_commands import ConvertConfig
 from bertjax.pretrained import abstract_params, from_pretrained, save_pretrained
-from bertjax.pretrained.convert import convert
 from bertjax.pretrained.formats import FORMATS, WRITERS, parse_size
 from bertjax.pruning import prune_heads
 from bertjax.run_config import MeshConfig
 from bertjax.sharding import make_mesh, state_shardings
-from bertjax.tokenizer import BertTokenizer
 from tests.models import assert_same_trees
 from tests.peers import quick_params, torch_peer
 
@@ -279,44 +276,6 @@ def test_a_class_that_bertjax_lacks(tmp_path):
     with pytest.raises(InputError, match="of a BertForTimeTravel, which bertjax has no class for"):
         from_pretrained(tmp_path)
     assert_same_trees(bertjax.BertModel.from_pretrained(tmp_path)[1], params)
-
-
-def tokenizer(tmp_path):
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklm", "##n"]
-    (tmp_path / "words.txt").write_text("\n".join(words) + "\n")
-    return BertTokenizer.from_vocab(tmp_path / "words.txt", True, 16)
-
-
-@pytest.mark.parametrize("to", WRITERS)
-def test_convert_there_and_back(to, tmp_path):
-    model, params = make("BertForQuestionAnswering")
-    save_pretrained(tmp_path / "a", model, params, tokenizer(tmp_path))
-    there = convert(ConvertConfig(str(tmp_path / "a"), str(tmp_path / "b"), to=to))
-    assert there == f"BertForQuestionAnswering from safetensors to {to}: {tmp_path / 'b'}"
-    convert(ConvertConfig(str(tmp_path / "b"), str(tmp_path / "c")))
-    loaded, back = from_pretrained(tmp_path / "c")
-    assert_same_trees(back, params)
-    assert loaded_config(loaded) == model.config
-    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
-        assert (tmp_path / "c" / name).read_bytes() == (tmp_path / "a" / name).read_bytes(), name
-    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "c")
-    assert auto("A man").input_ids == tokenizer(tmp_path)("A man")["input_ids"][0].tolist()
-
-
-def test_convert_as_another_class(tmp_path):
-    model, params = make("BertForPreTraining")
-    save_pretrained(tmp_path / "a", model, params)
-    settings = ConvertConfig(
-        str(tmp_path / "a"), str(tmp_path / "b"), model_class="BertForMaskedLM"
-    )
-    convert(settings)
-    loaded, back = from_pretrained(tmp_path / "b")
-    assert type(loaded) is bertjax.BertForMaskedLM
-    assert_same_trees(back["cls"]["predictions"], params["cls"]["predictions"])
-    with pytest.raises(InputError, match="no class 'BertForMasked': choose one of BertFor"):
-        convert(dataclasses.replace(settings, model_class="BertForMasked"))
-    with pytest.raises(InputError, match="is the source"):
-        convert(dataclasses.replace(settings, destination=str(tmp_path / "b" / ".." / "a")))
 
 
 def test_a_config_that_asks_for_what_there_is_not(tmp_path):

@@ -116,7 +116,9 @@ def test_tensors_that_google_has_no_variables_for(tmp_path):
         "cls.predictions.decoder.weight": np.zeros((2, 2), np.float32),
         "bert.encoder.layer.0.attention.self.distance_embedding.weight": np.zeros((2, 2), "f4"),
     }
-    with pytest.raises(InputError, match=r"no variables for \['cls.+decoder.+distance_emb.+\]$"):
+    with pytest.raises(
+        InputError, match=r"no variables for cls.+decoder.+, .+distance_embedding.weight: take"
+    ):
         tf1.write(tmp_path, arrays, WHOLE)
     assert not list(tmp_path.iterdir())
 

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from bertjax.config import BertConfig
 from bertjax.errors import InputError
 from bertjax.pretrained import match, names
-from bertjax.pretrained.reader import TensorReader
+from bertjax.pretrained.reader import Renamed, TensorReader
 from bertjax.sharding import path_of
 
 _LOG = logging.getLogger(__name__)
@@ -43,57 +43,92 @@ class Filling:
         return dataclasses.replace(self, shardings=shardings)
 
 
-def fill(
-    model: Any,
-    tensors: TensorReader,
-    how: Filling,
-    keep: Callable[[Any], Any] = lambda tree: tree,
-) -> dict[str, Any]:
-    """Return a model's parameters.
+@dataclasses.dataclass(frozen=True)
+class Portion:
+    """Parameters that one model has from one checkpoint: all of it, or a half of a pair.
 
-    Args:
-      model: the module.
+    Attributes:
+      model: the module, which initialises what the checkpoint lacks.
+      params: the parameters as shapes, those of the module or some of them.
+      config: its architecture.
       tensors: the checkpoint.
       how: where to and in which type.
-      keep: picks the part of the parameter tree that is wanted, and that `how.shardings` are of.
-
-    Raises:
-      InputError: see `match`.
+      keep: picks the part of `params` that is wanted, and that `how.shardings` are of.
     """
-    try:
-        wanted = abstract_params(model)
-    except InputError as error:  # the config asks for what there is not
-        raise InputError(f"{how.source}: {error}") from error
-    return fill_tree(model, wanted, model.config, tensors, how, keep)
+
+    model: Any
+    params: dict[str, Any]
+    config: BertConfig
+    tensors: TensorReader
+    how: Filling
+    keep: Callable[[Any], Any] = lambda tree: tree
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """The parameters to fill, as shapes."""
+        return self.keep(self.params)
+
+    def origin(self, name: str) -> str:
+        """Return the name of a tensor of `tensors` in the checkpoint's own files."""
+        return self.tensors.originals[name] if isinstance(self.tensors, Renamed) else name
+
+    def match(self) -> match.Match:
+        """Find the parameters in the checkpoint, and log what is left out or new.
+
+        Raises:
+          InputError: see `match.match`.
+        """
+        return match.match(
+            self.params,
+            self.config,
+            self.tensors.shapes(),
+            self.how.source,
+            ignore_mismatched_sizes=self.how.ignore_mismatched_sizes,
+        )
+
+    def fill(self, progress: Callable[[int], object] = lambda _: None) -> dict[str, Any]:
+        """Return the parameters.
+
+        Args:
+          progress: told the bytes of each parameter when it is there.
+
+        Raises:
+          InputError: see `match.match`; or the checkpoint is damaged.
+        """
+        found = self.match()
+        if found.decoder is not None:
+            _check_tie(self.tensors, found.sources, found.decoder, self.how.source)
+        fresh = initialised(self.model, found.fresh, self.how.key)
+        dtype = self.how.param_dtype
+
+        def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            if name in fresh:
+                array = np.asarray(fresh[name], dtype)
+            else:
+                parts = names.hf_tensors(name, shape, self.config)
+                array = _read(self.tensors, found.sources, parts, shape, dtype)
+            progress(array.nbytes)
+            return array
+
+        return placed(self.wanted, self.how.shardings, read)
 
 
-def fill_tree(
+def whole(
     model: Any,
-    wanted: dict[str, Any],
-    config: BertConfig,
     tensors: TensorReader,
     how: Filling,
     keep: Callable[[Any], Any] = lambda tree: tree,
-) -> dict[str, Any]:
-    """Return some of a model's parameters, those `wanted`; see `fill`."""
-    found = match.match(
-        wanted,
-        config,
-        tensors.shapes(),
-        how.source,
-        ignore_mismatched_sizes=how.ignore_mismatched_sizes,
-    )
-    if found.decoder is not None:
-        _check_tie(tensors, found.sources, found.decoder, how.source)
-    fresh = initialised(model, found.fresh, how.key)
+) -> Portion:
+    """Return the portion of all parameters of a model, or of those that `keep` picks.
 
-    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if name in fresh:
-            return np.asarray(fresh[name], how.param_dtype)
-        parts = names.hf_tensors(name, shape, config)
-        return _read(tensors, found.sources, parts, shape, how.param_dtype)
-
-    return placed(keep(wanted), how.shardings, read)
+    Raises:
+      InputError: its config asks for what there is not.
+    """
+    try:
+        params = abstract_params(model)
+    except InputError as error:
+        raise InputError(f"{how.source}: {error}") from error
+    return Portion(model, params, model.config, tensors, how, keep)
 
 
 def abstract_params(model: Any) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Reading a model: its class, its config, and its parameters straight into place."""
 
-from collections.abc import Iterable
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +16,9 @@ from bertjax.encoder_decoder_config import AnyConfig, EncoderDecoderConfig
 from bertjax.errors import InputError
 from bertjax.module import PretrainedModule
 from bertjax.pretrained import formats, match, pairs
-from bertjax.pretrained.fill import Filling, fill
+from bertjax.pretrained.fill import Filling, Portion, whole
+from bertjax.pretrained.progress import bar
+from bertjax.pretrained.reader import TensorReader
 
 ModelT = TypeVar("ModelT", bound=Any)
 
@@ -32,6 +36,7 @@ def load_pretrained(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    progress: bool = False,
     **attributes: Any,
 ) -> tuple[ModelT, dict[str, Any]]:
     """Build a model and its parameters from a checkpoint of any known format.
@@ -53,6 +58,7 @@ def load_pretrained(
       token: for private models of the hub.
       cache_dir: the hub's cache; None takes its own.
       local_files_only: take the hub's cache, not the network.
+      progress: show a bar in a terminal.
       **attributes: attributes of the module (`dtype`, `add_pooling_layer`).
 
     Returns:
@@ -70,14 +76,65 @@ def load_pretrained(
     }
     path = formats.locate(source, **hub_options)
     config = config or formats.find_config(path)
-    _check_kind(model_class, config, source)
+    how = Filling(str(source), shardings, param_dtype, key, ignore_mismatched_sizes)
+    with opened(model_class, path, config, how, **attributes) as opening:
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(opening.wanted))
+        size = numbers * jnp.dtype(param_dtype).itemsize
+        with bar("reading", size, shown=progress) as advance:
+            filled = {name: part.fill(advance) for name, part in opening.portions.items()}
+    return opening.model, joined(filled)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening:
+    """A checkpoint whose weights are open, and what they are for.
+
+    Attributes:
+      model: the module.
+      tensors: the checkpoint's.
+      portions: what fills the entries of the parameter tree, by their names; "" the tree itself.
+    """
+
+    model: Any
+    tensors: TensorReader
+    portions: dict[str, Portion]
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """The parameter tree, as shapes."""
+        return joined({name: portion.wanted for name, portion in self.portions.items()})
+
+
+def joined(entries: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a parameter tree out of its entries by name; "" is part of the tree itself."""
+    return {name: tree for name, tree in entries.items() if name} | entries.get("", {})
+
+
+@contextlib.contextmanager
+def opened(
+    model_class: type[Any], path: Path, config: AnyConfig, how: Filling, **attributes: Any
+) -> Iterator[Opening]:
+    """Open a checkpoint's weights for a model.
+
+    Args:
+      model_class: as in `load_pretrained`.
+      path: what `formats.locate` returned.
+      config: the architecture.
+      how: what to call the checkpoint, and how it is read.
+      **attributes: attributes of the module.
+
+    Raises:
+      InputError: as `load_pretrained`.
+    """
+    _check_kind(model_class, config, how.source)
     model = model_class(config, **attributes)
     kind, file = formats.find_weights(path)
-    how = Filling(str(source), shardings, param_dtype, key, ignore_mismatched_sizes)
     with kind.module.open_tensors(file) as tensors:
-        of_pair = isinstance(config, EncoderDecoderConfig)
-        params = pairs.fill_pair(model, tensors, how) if of_pair else fill(model, tensors, how)
-    return model, params
+        if isinstance(config, EncoderDecoderConfig):
+            portions = pairs.portions_of_pair(model, tensors, how)
+        else:
+            portions = {"": whole(model, tensors, how)}
+        yield Opening(model, tensors, portions)
 
 
 def from_pretrained(source: str | Path, **options: Any) -> tuple[Any, dict[str, Any]]:

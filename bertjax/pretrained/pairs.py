@@ -6,7 +6,6 @@ tied ones, transformers 4 left out either copy of what both share; bertjax write
 
 import dataclasses
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +19,25 @@ from bertjax.encoder_decoder import EncoderDecoderModel
 from bertjax.encoder_decoder_config import EncoderDecoderConfig
 from bertjax.model import BertModel
 from bertjax.pretrained import formats, names
-from bertjax.pretrained.fill import Filling, abstract_params, fill, fill_tree, initialised, placed
+from bertjax.pretrained.fill import Filling, Portion, abstract_params, initialised, placed, whole
 from bertjax.pretrained.match import canonical
-from bertjax.pretrained.reader import TensorReader
+from bertjax.pretrained.reader import Renamed, TensorReader
 
 _LOG = logging.getLogger(__name__)
 
 ENCODER, DECODER, PROJECTION = "encoder", "decoder", "enc_to_dec_proj"
 
 
-class _Part:
-    """Some tensors of a checkpoint under other names; see `reader.TensorReader`."""
+def portions_of_pair(
+    model: EncoderDecoderModel, tensors: TensorReader, how: Filling
+) -> dict[str, Portion]:
+    """Return what fills an encoder-decoder from a checkpoint of both halves.
 
-    def __init__(self, tensors: TensorReader, originals: Mapping[str, str]) -> None:
-        self._tensors, self._originals = tensors, originals
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        shapes = self._tensors.shapes()
-        return {name: shapes[original] for name, original in self._originals.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self._tensors.read(self._originals[name])
-
-
-def fill_pair(model: EncoderDecoderModel, tensors: TensorReader, how: Filling) -> dict[str, Any]:
-    """Return an encoder-decoder's parameters from a checkpoint of both halves.
+    Returns:
+      A portion for each half by its name, and by "" one of what else there is.
 
     Raises:
-      InputError: see `match`.
+      InputError: the config asks for what there is not.
     """
     config = model.config
     encoder: dict[str, str] = {}
@@ -62,12 +52,12 @@ def fill_pair(model: EncoderDecoderModel, tensors: TensorReader, how: Filling) -
     if config.tie_encoder_decoder:
         _share(tensors, encoder, decoder, how.source)
     of_encoder = BertModel(config.encoder, model.dtype)
-    params = {
-        ENCODER: fill(of_encoder, _Part(tensors, encoder), _named(how, ENCODER)),
-        DECODER: _fill_decoder(model, _Part(tensors, decoder), _named(how, DECODER)),
+    beside = {name: tree for name, tree in abstract_params(model).items() if name == PROJECTION}
+    return {
+        ENCODER: whole(of_encoder, Renamed(tensors, encoder), _named(how, ENCODER)),
+        DECODER: _decoder(model, Renamed(tensors, decoder), _named(how, DECODER)),
+        "": Portion(model, beside, config.decoder, Renamed(tensors, rest), how),
     }
-    wanted = {name: tree for name, tree in abstract_params(model).items() if name == PROJECTION}
-    return params | fill_tree(model, wanted, config.decoder, _Part(tensors, rest), how)
 
 
 def load_pair(
@@ -124,11 +114,11 @@ def load_pair(
     params = {}
     kind, file = formats.find_weights(paths[0])
     with kind.module.open_tensors(file) as tensors:
-        params[ENCODER] = fill(BertModel(config.encoder), tensors, _named(how, ENCODER))
+        params[ENCODER] = whole(BertModel(config.encoder), tensors, _named(how, ENCODER)).fill()
     kind, file = formats.find_weights(paths[1])
     how = Filling(str(decoder or encoder), shardings, param_dtype, key)
     with kind.module.open_tensors(file) as tensors:
-        params[DECODER] = _fill_decoder(model, tensors, _named(how, DECODER))
+        params[DECODER] = _decoder(model, tensors, _named(how, DECODER)).fill()
     if config.projects:
         params[PROJECTION] = _new_projection(model, how)
     return model, params
@@ -139,12 +129,10 @@ def _named(how: Filling, half: str) -> Filling:
     return dataclasses.replace(how.part(half), source=f"{how.source} ({half})")
 
 
-def _fill_decoder(
-    model: EncoderDecoderModel, tensors: TensorReader, how: Filling
-) -> dict[str, Any]:
+def _decoder(model: EncoderDecoderModel, tensors: TensorReader, how: Filling) -> Portion:
     if model.config.tie_encoder_decoder:
-        return fill(model.decoder_alone(), tensors, how, keep=tying.own)
-    return fill(model.decoder_alone(), tensors, how)
+        return whole(model.decoder_alone(), tensors, how, keep=tying.own)
+    return whole(model.decoder_alone(), tensors, how)
 
 
 def _share(

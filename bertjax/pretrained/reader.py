@@ -1,5 +1,6 @@
 """What every reader of a checkpoint format gives: tensors by Hugging Face's torch names."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -19,3 +20,23 @@ class TensorReader(Protocol):
           InputError: the file is damaged there.
         """
         ...
+
+
+class Renamed:
+    """Some tensors of a checkpoint under other names; a `TensorReader`.
+
+    Attributes:
+      originals: new name -> the checkpoint's own.
+    """
+
+    def __init__(self, tensors: TensorReader, originals: Mapping[str, str]) -> None:
+        self._tensors, self.originals = tensors, originals
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor, by its new name."""
+        shapes = self._tensors.shapes()
+        return {name: shapes[original] for name, original in self.originals.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """Return one tensor."""
+        return self._tensors.read(self.originals[name])

@@ -18,6 +18,7 @@ from bertjax.encoder_decoder import EncoderDecoderModel
 from bertjax.errors import InputError
 from bertjax.pretrained import formats, names
 from bertjax.pretrained.model_card import model_card
+from bertjax.pretrained.progress import watching
 from bertjax.run_config import WriteFormat
 
 CARD = "README.md"
@@ -33,6 +34,7 @@ def save_pretrained(
     dtype: DTypeLike = jnp.float32,
     max_shard_size: str | int = "5GB",
     facts: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> None:
     """Write a model directory: config.json, weights, tokenizer files and a model card.
 
@@ -50,15 +52,13 @@ def save_pretrained(
       max_shard_size: largest weight file, in bytes or such as "500MB"; larger models get several.
       facts: what the model card says of the model's making, by name; without them, a card that is
         there stays.
+      progress: show a bar in a terminal.
 
     Raises:
       InputError: the directory cannot be written.
     """
     directory = Path(directory)
-    if to not in formats.WRITERS:
-        raise InputError(f"cannot write {to!r}: choose one of {', '.join(formats.WRITERS)}")
-    if isinstance(model, EncoderDecoderModel) and to not in ("hf", "orbax"):
-        raise InputError(f"an encoder-decoder is written as hf or orbax, not as {to}")
+    check_format(to, model, params)
     kind = formats.FORMATS[to]
     config = dataclasses.replace(model.config, other=_other(model, dtype))
     shard_bytes = formats.parse_size(max_shard_size)
@@ -75,19 +75,45 @@ def save_pretrained(
             if facts is not None or not (directory / CARD).exists():
                 text = model_card(model, params, facts or {})
                 (beside / CARD).write_text(text, encoding="utf-8")
-            if to == "orbax":
-                kind.module.write(
-                    beside, jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
-                )
-            else:
-                tensors = _tensors_of(model, params, dtype)
-                kind.module.write(beside, tensors, shard_bytes)
+            numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
+            with watching(beside, numbers * jnp.dtype(dtype).itemsize, shown=progress):
+                if to == "orbax":
+                    kind.module.write(
+                        beside, jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+                    )
+                else:
+                    tensors = _tensors_of(model, params, dtype)
+                    kind.module.write(beside, tensors, shard_bytes)
             for path in beside.rglob("*"):
                 if path.is_file():  # the safetensors library leaves its files to their owner alone
                     path.chmod(0o644)
             _move_in(beside, directory, kind)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
+
+
+def check_format(to: str, model: Any, params: Mapping[str, Any]) -> None:
+    """Check that a model can be written in a format.
+
+    Args:
+      to: the format.
+      model: the module.
+      params: its parameters, or anything with their shapes.
+
+    Raises:
+      InputError: no such format, or it has no place for some of the model.
+    """
+    if to not in formats.WRITERS:
+        raise InputError(f"cannot write {to!r}: choose one of {', '.join(formats.WRITERS)}")
+    if isinstance(model, EncoderDecoderModel):
+        if to not in ("hf", "orbax"):
+            raise InputError(f"an encoder-decoder is written as hf or orbax, not as {to}")
+    elif to == "tf1":
+        formats.FORMATS[to].module.check_names(
+            tensor.name
+            for path, leaf in names.parameters(params)
+            for tensor in names.hf_tensors(path, leaf.shape, model.config)
+        )
 
 
 def _other(model: Any, dtype: DTypeLike) -> tuple[tuple[str, str], ...]:

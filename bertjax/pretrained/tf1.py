@@ -6,7 +6,7 @@ transposed weights, and names of their own for what its scripts put on top of th
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -224,20 +224,32 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray], max_shard_bytes: i
       max_shard_bytes: bytes of tensors in one data file, unless a single one has more.
 
     Raises:
-      InputError: tensors that Google's model has no variables for (an untied decoder, relative
-        positions), all of them listed.
+      InputError: see `check_names`.
     """
-    scoped = {
-        f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name: array
-        for name, array in tensors.items()
-    }
-    variables = {name: variable_name(name) for name in scoped}
-    foreign = [name for name, variable in variables.items() if variable is None]
-    if foreign:
-        raise InputError(f"{directory}: TensorFlow 1's BERT has no variables for {foreign}")
+    scoped = {_scoped(name): array for name, array in tensors.items()}
+    check_names(scoped)
     arrays = {
-        variable: scoped[name].T if _is_kernel(variable) else scoped[name]
-        for name, variable in variables.items()
+        variable: array.T if _is_kernel(variable) else array
+        for name, array in scoped.items()
+        for variable in (variable_name(name),)
         if variable is not None
     }
     write_bundle(directory / PREFIX, arrays, max_shard_bytes)
+
+
+def check_names(tensors: Iterable[str]) -> None:
+    """Check that Google's model has a variable for every tensor.
+
+    Raises:
+      InputError: it lacks some (an untied decoder, relative positions), all of them listed.
+    """
+    foreign = [name for name in tensors if variable_name(_scoped(name)) is None]
+    if foreign:
+        raise InputError(
+            f"TensorFlow 1's BERT has no variables for {', '.join(foreign)}: take another format"
+        )
+
+
+def _scoped(name: str) -> str:
+    """Return the name that a tensor of a model without a head has in one with a head."""
+    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
