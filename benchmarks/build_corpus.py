@@ -19,7 +19,7 @@ from bertjax.data.corpus import build_corpus
 from bertjax.data.documents import read_corpus_json
 from bertjax.data.text import find_files, read_lines
 from bertjax.run_config import CorpusConfig
-from bertjax.tokenizer import bert_tokenizer
+from bertjax.tokenizer_backend import bert_tokenizer
 
 _BATCH = 1000
 

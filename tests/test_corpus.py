@@ -25,7 +25,7 @@ from bertjax.data.text import find_files, read_documents
 from bertjax.data.vocab import build_vocab
 from bertjax.errors import InputError
 from bertjax.run_config import CorpusConfig, VocabConfig
-from bertjax.tokenizer import bert_tokenizer
+from bertjax.tokenizer_backend import bert_tokenizer
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data" / "text"

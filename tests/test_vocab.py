@@ -10,7 +10,7 @@ import pytest
 from bertjax.data.vocab import SpecialIds, build_vocab, read_vocab, special_ids
 from bertjax.errors import InputError
 from bertjax.run_config import VocabConfig
-from bertjax.tokenizer import bert_tokenizer
+from bertjax.tokenizer_backend import bert_tokenizer
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data" / "text"

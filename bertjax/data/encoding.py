@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from bertjax.data.text import TextChunk, chunk_documents
-from bertjax.tokenizer import bert_tokenizer
+from bertjax.tokenizer_backend import bert_tokenizer
 
 RECORD_TOKENS = 2048
 # Enough sentences to keep the tokenizer busy, few enough that their encodings stay small.
