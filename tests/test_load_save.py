@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
@@ -124,13 +125,24 @@ def test_transformers_auto_classes_load_it(name, tmp_path):
     assert compared >= 1
 
 
-@pytest.mark.parametrize("written", ["safetensors", "shards", "bin", "old bin"])
+@pytest.mark.parametrize("written", ["safetensors", "shards", "bin", "old bin", "shards of bin"])
 @pytest.mark.parametrize("name", CLASSES)
 def test_directories_of_transformers(name, written, tmp_path):
     model, params = make(name)
     peer = torch_peer(model, params)
-    peer.save_pretrained(tmp_path, max_shard_size="10KB" if written == "shards" else "5GB")
-    if "bin" in written:
+    peer.save_pretrained(tmp_path, max_shard_size="10KB" if "shards" in written else "5GB")
+    if written == "shards of bin":  # transformers 5 writes none: the same shards, torch's way
+        index = tmp_path / "model.safetensors.index.json"
+        text = index.read_text().replace("model-", "pytorch_model-").replace(".safetensors", ".bin")
+        (tmp_path / "pytorch_model.bin.index.json").write_text(text)
+        index.unlink()
+        shards = list(tmp_path.glob("model-*.safetensors"))
+        assert len(shards) > 2
+        for shard in shards:
+            tensors = safetensors.torch.load_file(shard)
+            torch.save(tensors, tmp_path / f"pytorch_{shard.stem}.bin")
+            shard.unlink()
+    elif "bin" in written:
         (tmp_path / "model.safetensors").unlink()
         torch.save(
             peer.state_dict(),

@@ -1,6 +1,7 @@
 """Read data sets of TFDS as rows, without TensorFlow: what is prepared, else what can be."""
 
 import contextlib
+import logging
 import os
 import sys
 from typing import Any
@@ -94,6 +95,8 @@ def _prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         ) from None
     except (ImportError, ValueError) as error:
         raise InputError(_not_prepared(name, data_dir, error)) from None
+    # Without a network each of many attempts would be told; the last one is told below.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare()
