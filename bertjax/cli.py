@@ -10,6 +10,7 @@ import os
 import re
 import runpy
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="bertjax: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it writes
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it writes,
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and each that it then cannot write
+    sys.unraisablehook = _tell_of_main_thread
     try:
         return _dispatch(arguments)
     except InputError as error:
@@ -63,6 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.unraisablehook = lambda _: None
     print(f"bertjax: {_one_line(message)}", file=sys.stderr)
     return EXIT_INPUT
+
+
+def _tell_of_main_thread(fault: Any) -> None:
+    """Print what nobody can catch, unless it is of a thread of tensorstore: what these fail at once
+    Orbax has given up on them is no news."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(fault)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -26,14 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors.numpy import save_file
 
 from bertjax.config import BertConfig
 from bertjax.errors import InputError
 from bertjax.lora_config import LoraConfig
 from bertjax.partition import is_stacked, select
 from bertjax.pretrained import names
-from bertjax.pretrained.safetensors import open_tensors
+from bertjax.pretrained.safetensors import open_tensors, write_file
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -204,12 +203,12 @@ def save(
         with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as beside:
             text = json.dumps(facts, indent=2) + "\n"
             (Path(beside) / CONFIG).write_text(text, encoding="utf-8")
-            save_file(tensors, Path(beside) / WEIGHTS, metadata={"format": "pt"})
+            write_file(Path(beside) / WEIGHTS, tensors)
             for name in (WEIGHTS, CONFIG):
                 (Path(beside) / name).chmod(0o644)  # the library's files are their owner's alone
                 os.replace(Path(beside) / name, directory / name)
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
+        raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
 
 
 def load(

@@ -1,6 +1,8 @@
 """Files that a command writes: never half there, and never in the place of others unasked."""
 
 import contextlib
+import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,3 +59,11 @@ def written_beside(paths: Sequence[Path]) -> Iterator[list[Path]]:
                 place.replace(path)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
+
+
+def as_os_error(error: Exception) -> OSError:
+    """Return the error of the operating system that a library's own exception tells of in words."""
+    code = re.search(r"os[ _]error(?:_code=')? ?(\d+)", str(error))
+    if code:
+        return OSError(int(code[1]), os.strerror(int(code[1])))
+    return OSError(f"{type(error).__name__}: {' '.join(str(error).split())}")

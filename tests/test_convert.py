@@ -19,6 +19,7 @@ from bertjax.pretrained import convert as convert_module
 from bertjax.pretrained.convert import convert
 from bertjax.pretrained.formats import WRITERS
 from bertjax.tokenizer import BertTokenizer
+from tests import processes
 from tests.encoder_decoders import CONFIGS as PAIRS
 from tests.models import assert_same_trees
 from tests.peers import quick_params
@@ -236,3 +237,21 @@ def test_bars_are_for_terminals(tmp_path):
     os.close(master)
     assert "reading: 100%" in shown
     assert "writing: 100%" in shown
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("to", WRITERS)
+def test_full_disk(tmp_path, to):
+    source, _ = saved(tmp_path / "a", hidden_size=192, vocab_size=4000)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if (mounted := subprocess.run(mount, capture_output=True)).returncode:
+        pytest.skip(f"nothing can be mounted: {mounted.stderr.decode()}")
+    try:
+        code, out, err = processes.bertjax("convert", source, disk / "b", "--to", to)
+        left = list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    want = f"bertjax: {disk}/b: cannot be written (No space left on device)\n"
+    assert (code, out, err, left) == (2, "", want, [])

@@ -15,10 +15,11 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from safetensors import SafetensorError
 
 import bertjax
 from bertjax import BertConfig, InputError
-from bertjax.pretrained import abstract_params, from_pretrained, save_pretrained
+from bertjax.pretrained import abstract_params, from_pretrained, safetensors, save_pretrained
 from bertjax.pretrained.formats import FORMATS, WRITERS, parse_size
 from bertjax.pruning import prune_heads
 from bertjax.run_config import MeshConfig
@@ -390,3 +391,23 @@ def test_lost_chunk_of_orbax(tmp_path):
     (tmp_path / "params" / "pooler.dense.kernel" / "0.0").unlink()
     with pytest.raises(InputError, match="params: not a whole Orbax checkpoint"):
         from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("told", ["Error: I/O error: No (os error 28)", "No [os_error_code='28']"])
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_libraries_that_tell_of_a_full_disk_in_words(to, told, tmp_path, monkeypatch):
+    model, params = make("BertModel")
+
+    def fail(*_, **__):
+        raise SafetensorError(told)
+
+    monkeypatch.setattr(safetensors, "save_file", fail)
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", fail)
+    message = rf"^{tmp_path}/a: cannot be written \(No space left on device\)$"
+    with pytest.raises(InputError, match=message):
+        save_pretrained(tmp_path / "a", model, params, to=to)
+    told = "Error: of\nno number"
+    message = r"cannot be written \(SafetensorError: Error: of no number\)$"
+    with pytest.raises(InputError, match=message):
+        save_pretrained(tmp_path / "a", model, params, to=to)
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ import tensorstore
 from bertjax import run_dir
 from bertjax.encoder_decoder_config import AnyConfig, config_at, config_from_directory
 from bertjax.errors import InputError
+from bertjax.output_files import as_os_error
 from bertjax.pretrained import names
 from bertjax.sharding import path_of
 
@@ -115,6 +116,17 @@ def write(directory: Path, params: Any) -> None:
 
     Uncompressed: zstd takes less than a tenth off weights, and reading takes more than twice as
     long.
+
+    Raises:
+      OSError: it cannot be written.
     """
-    with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
-        checkpointer.save((directory / DIRECTORY).resolve(), params)
+    logger = logging.getLogger("absl")  # where Orbax's threads tell what is raised here, too
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
+            checkpointer.save((directory / DIRECTORY).resolve(), params)
+    except Exception as error:  # the libraries under Orbax raise all kinds
+        raise as_os_error(error) from error
+    finally:
+        logger.setLevel(level)

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bertjax.errors import InputError
+from bertjax.output_files import as_os_error
 from bertjax.pretrained import shards
 
 FILE = "model.safetensors"
@@ -61,8 +62,20 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray], max_shard_bytes: i
     """Write tensors as one file that transformers loads, or as shards with their index."""
     weight_map: dict[str, str] = {}
     for file, group in shards.split(tensors, FILE, max_shard_bytes):
-        save_file(group, directory / file, metadata={"format": "pt"})
+        write_file(directory / file, group)
         weight_map |= dict.fromkeys(group, file)
     if set(weight_map.values()) != {FILE}:
         size = sum(tensor.nbytes for tensor in tensors.values())
         shards.write_index(directory / INDEX, weight_map, size)
+
+
+def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write one file.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise as_os_error(error) from error
