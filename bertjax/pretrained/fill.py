@@ -76,15 +76,18 @@ class Portion:
         """Find the parameters in the checkpoint, and log what is left out or new.
 
         Raises:
-          InputError: see `match.match`.
+          InputError: see `match.match`; or a tensor is of no type of weights.
         """
-        return match.match(
+        found = match.match(
             self.params,
             self.config,
             self.tensors.shapes(),
             self.how.source,
             ignore_mismatched_sizes=self.how.ignore_mismatched_sizes,
         )
+        for name in found.sources.values():
+            self.tensors.check_type(name)
+        return found
 
     def fill(self, progress: Callable[[int], object] = lambda _: None) -> dict[str, Any]:
         """Return the parameters.

@@ -22,6 +22,7 @@ import numpy as np
 
 from bertjax.errors import InputError
 from bertjax.pretrained import names, shards
+from bertjax.pretrained.reader import check_float
 
 _LOG = logging.getLogger(__name__)
 
@@ -207,6 +208,11 @@ class TensorFiles:
             name: tensor.array.shape[::-1] if tensor.transposed else tensor.array.shape
             for name, tensor in self._tensors.items()
         }
+
+    def check_type(self, name: str) -> None:
+        """Check that a tensor's numbers are weights."""
+        tensor = self._tensors[name]
+        check_float(tensor.path, name, tensor.array.dtype.name)
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor in the type of the file."""

@@ -16,6 +16,7 @@ from bertjax.encoder_decoder_config import AnyConfig, config_at, config_from_dir
 from bertjax.errors import InputError
 from bertjax.output_files import as_os_error
 from bertjax.pretrained import names
+from bertjax.pretrained.reader import check_float
 from bertjax.sharding import path_of
 
 DIRECTORY = "params"
@@ -34,6 +35,7 @@ class OrbaxTensors:
             raise self._damaged(error) from error
         of_run = DIRECTORY in tree  # a run's checkpoint holds more
         self._tensors: dict[str, tuple[str, names.HfTensor]] = {}
+        self._types: dict[str, str] = {}
         for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             path = path_of(key_path)
             if of_run and not path.startswith(f"{DIRECTORY}/"):
@@ -41,6 +43,7 @@ class OrbaxTensors:
             path = path.removeprefix(f"{DIRECTORY}/")
             if path.rpartition("/")[2] not in names.LEAVES:
                 raise InputError(f"{directory}: {path} is not a parameter of a BERT")
+            self._types[leaf.name] = str(leaf.dtype)
             for tensor in names.hf_tensors(path, leaf.shape, config_at(config, path)):
                 self._tensors[tensor.name] = leaf.name, tensor
         self._last: tuple[str, np.ndarray] | None = None
@@ -48,6 +51,11 @@ class OrbaxTensors:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor, by name."""
         return {name: tensor.shape for name, (_, tensor) in self._tensors.items()}
+
+    def check_type(self, name: str) -> None:
+        """Check that a tensor's numbers are weights."""
+        parameter, _ = self._tensors[name]
+        check_float(self._directory, parameter, self._types[parameter])
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor in the type of the checkpoint."""

@@ -1,9 +1,33 @@
 """What every reader of a checkpoint format gives: tensors by Hugging Face's torch names."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from bertjax.errors import InputError
+
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+"""The types of weights that are read. Smaller ones are codes that need a scale to be numbers."""
+
+
+def check_float(file: str | Path, name: str, kind: str) -> None:
+    """Check the type of a tensor.
+
+    Args:
+      file: the file that it is in.
+      name: the tensor.
+      kind: its type, as numpy or the file calls it.
+
+    Raises:
+      InputError: none of `FLOATS`.
+    """
+    if kind not in FLOATS:
+        raise InputError(
+            f"{file}: tensor {name} is of type {kind}, but weights are read as {', '.join(FLOATS)} "
+            "alone: write the model as one of these (a quantized one with the library that made it)"
+        )
 
 
 class TensorReader(Protocol):
@@ -13,8 +37,16 @@ class TensorReader(Protocol):
         """Return the shape of every tensor, by name, without reading any."""
         ...
 
+    def check_type(self, name: str) -> None:
+        """Check that a tensor's numbers are weights, without reading it.
+
+        Raises:
+          InputError: they are of another type than `FLOATS`.
+        """
+        ...
+
     def read(self, name: str) -> np.ndarray:
-        """Return one tensor in the float type of the file; it is not kept.
+        """Return one tensor in the type of the file; it is not kept.
 
         Raises:
           InputError: the file is damaged there.
@@ -36,6 +68,10 @@ class Renamed:
         """Return the shape of every tensor, by its new name."""
         shapes = self._tensors.shapes()
         return {name: shapes[original] for name, original in self.originals.items()}
+
+    def check_type(self, name: str) -> None:
+        """Check that a tensor's numbers are weights."""
+        self._tensors.check_type(self.originals[name])
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor."""

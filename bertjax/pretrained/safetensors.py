@@ -11,9 +11,13 @@ from safetensors.numpy import save_file
 from bertjax.errors import InputError
 from bertjax.output_files import as_os_error
 from bertjax.pretrained import shards
+from bertjax.pretrained.reader import check_float
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+# The library's names of types -> numpy's.
+_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
 class TensorFiles:
@@ -22,12 +26,15 @@ class TensorFiles:
     def __init__(self, paths: list[Path]) -> None:
         self._paths: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._types: dict[str, str] = {}
         for path in paths:
             try:
                 with safe_open(path, framework="numpy") as file:
                     for name in file.keys():  # noqa: SIM118 (the file is no mapping)
                         self._paths[name] = path
-                        self._shapes[name] = tuple(file.get_slice(name).get_shape())
+                        tensor = file.get_slice(name)
+                        self._shapes[name] = tuple(tensor.get_shape())
+                        self._types[name] = tensor.get_dtype()
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{path}: not a whole safetensors file ({error})") from error
 
@@ -35,8 +42,14 @@ class TensorFiles:
         """Return the shape of every tensor, by name."""
         return dict(self._shapes)
 
+    def check_type(self, name: str) -> None:
+        """Check that a tensor's numbers are weights."""
+        kind = self._types[name]
+        check_float(self._paths[name], name, _TYPES.get(kind, kind))
+
     def read(self, name: str) -> np.ndarray:
         """Return a tensor in the type of the file."""
+        self.check_type(name)  # the library has no numpy arrays of many others
         # Opened anew each time: the library maps the file, and what was read of it would stay in
         # memory for as long as it is open.
         path = self._paths[name]

@@ -14,6 +14,7 @@ import numpy as np
 
 from bertjax.errors import InputError
 from bertjax.pretrained import sstable
+from bertjax.pretrained.reader import check_float
 from bertjax.pretrained.tf_bundle import Bundle, open_bundle, write_bundle
 
 _LOG = logging.getLogger(__name__)
@@ -114,6 +115,11 @@ class Tf1Tensors:
             for tensor, variable in self._variables.items()
             for shape in (self._bundle.entries[variable].shape,)
         }
+
+    def check_type(self, name: str) -> None:
+        """Check that a tensor's numbers are weights."""
+        variable = self._variables[name]
+        check_float(self._bundle.index, variable, self._bundle.type_of(variable))
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor in the type of the file, as torch lays it out.

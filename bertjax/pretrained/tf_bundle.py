@@ -76,6 +76,11 @@ class Bundle:
         self.entries = entries
         self._files = files
 
+    def type_of(self, name: str) -> str:
+        """Return numpy's name of a tensor's type, TensorFlow's number where it is not read."""
+        number = self.entries[name].dtype
+        return _TYPES[number].name if number in _TYPES else f"{number} of TensorFlow"
+
     def read(self, name: str) -> np.ndarray:
         """Return a tensor in its own type.
 

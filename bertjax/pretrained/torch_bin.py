@@ -23,6 +23,7 @@ import numpy as np
 
 from bertjax.errors import InputError
 from bertjax.pretrained import shards
+from bertjax.pretrained.reader import check_float
 from bertjax.pretrained.torch_pickle import Storage, Tensor, interpret
 
 _LOG = logging.getLogger(__name__)
@@ -67,6 +68,10 @@ class TorchFile:
         self.tensors = _state_dict(tree, path)
         for name, tensor in self.tensors.items():
             self._check(name, tensor)
+
+    def check_type(self, name: str) -> None:
+        """Check that a tensor's numbers are weights."""
+        check_float(self._path, name, self.tensors[name].storage.dtype)
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor in the type of the file."""
@@ -199,6 +204,10 @@ class TensorFiles:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor, by name."""
         return {name: file.tensors[name].shape for name, file in self._files.items()}
+
+    def check_type(self, name: str) -> None:
+        """Check that a tensor's numbers are weights."""
+        self._files[name].check_type(name)
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor in the type of the file."""

@@ -11,6 +11,7 @@ import struct
 from typing import IO, Any
 
 from bertjax.errors import InputError
+from bertjax.pretrained.reader import FLOATS
 
 # Name of torch's storage class -> numpy's name of its elements' type.
 _STORAGES = {
@@ -28,6 +29,7 @@ _STORAGES = {
 _ORDERED_DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _OLD_TENSOR = "torch._utils._rebuild_tensor"
+_TENSOR_OF_OTHER_TYPE = "torch._utils._rebuild_tensor_v3"
 _PARAMETER = "torch._utils._rebuild_parameter"
 _KNOWN = {_ORDERED_DICT, _TENSOR, _OLD_TENSOR, _PARAMETER, *_STORAGES}
 
@@ -174,6 +176,11 @@ class _Machine:
 
 def _find(module: Any, name: Any) -> _Global:
     full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "an object"
+    if full == _TENSOR_OF_OTHER_TYPE:
+        raise InputError(
+            "holds a tensor of a type such as float8, but weights are read as "
+            f"{', '.join(FLOATS)} alone: write the model as one of these"
+        )
     if full not in _KNOWN:
         raise InputError(
             f"asks to run {full!a}, which is no part of a plain state dict, so it is not read; "
