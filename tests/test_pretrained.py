@@ -303,16 +303,35 @@ def test_shards_that_are_not_there(theirs, tmp_path):
     with pytest.raises(InputError, match=f"{shards[1].name}: not a whole"):
         load_pretrained(BertForPreTraining, tmp_path)
     shards[1].write_bytes(gone)
-    content = json.loads(index.read_text())
-    named = {k: v for k, v in content["weight_map"].items() if v != shards[1].name}
-    index.write_text(json.dumps({"weight_map": named}))
-    with pytest.raises(InputError, match="tensors do not fit: missing "):
-        load_pretrained(BertForPreTraining, tmp_path)
     outside = '{"weight_map": {"a": "../a.safetensors"}}'
     for text in ("", "[]", "{}", '{"weight_map": []}', outside):
         index.write_text(text)
         with pytest.raises(InputError, match="is not an index of shards"):
             load_pretrained(BertForPreTraining, tmp_path)
+
+
+def test_shards_that_the_index_does_not_name(theirs, tmp_path):
+    """Were a whole head in them, the model would get a new one."""
+    theirs[0].save_pretrained(tmp_path, max_shard_size="10KB")
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())["weight_map"]
+    shard = content["cls.seq_relationship.weight"]
+    index.write_text(json.dumps({"weight_map": {k: v for k, v in content.items() if v != shard}}))
+    with pytest.raises(InputError, match=f"index.json: does not name shards .* it: {shard}; take"):
+        load_pretrained(BertForPreTraining, tmp_path)
+    count = int(shard[-17:-12])
+    (tmp_path / shard).unlink()
+    with pytest.raises(InputError, match=f": names {count - 1} of {count} shards, and not {shard}"):
+        load_pretrained(BertForPreTraining, tmp_path)
+
+
+def test_one_shard_is_no_model(theirs, tmp_path):
+    theirs[0].save_pretrained(tmp_path, max_shard_size="10KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    message = f"{shards[0].name}: is one of {len(shards)} shards; give their index or"
+    with pytest.raises(InputError, match=message):
+        load_pretrained(BertForPreTraining, shards[0])
+    load_pretrained(BertForPreTraining, tmp_path / "model.safetensors.index.json")
 
 
 def test_directories_without_a_model(theirs, tmp_path):

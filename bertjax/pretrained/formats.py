@@ -11,7 +11,7 @@ from bertjax import run_dir
 from bertjax.config import BertConfig
 from bertjax.encoder_decoder_config import AnyConfig, config_from_directory
 from bertjax.errors import InputError
-from bertjax.pretrained import hub
+from bertjax.pretrained import hub, shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +125,7 @@ def _find_weights(path: Path) -> tuple[Format, Path]:
         raise InputError(f"{path}: holds no weights (none of {known})")
     for suffix, name in _SUFFIXES.items():
         if path.name.endswith(suffix):
+            shards.check_no_shard(path)
             return FORMATS[name], path
     if ".ckpt" in path.name or not path.exists():  # a prefix, or another file of a checkpoint
         return FORMATS["tf1"], path
