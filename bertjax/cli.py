@@ -9,12 +9,13 @@ import logging
 import os
 import re
 import runpy
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from bertjax.errors import InputError
 
@@ -22,6 +23,8 @@ ConfigT = TypeVar("ConfigT")
 
 EXIT_INPUT = 2
 EXIT_STOPPED = 75
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -46,16 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-      0 done, 2 bad usage or input, 75 stopped by a signal after saving. Anything else is an
-      exception, which Python turns into exit code 1.
+      0 done, 2 bad usage or input, 75 stopped by a signal after saving, 130 by Ctrl-C. SIGTERM is
+      `SystemExit(143)`. Anything else is an exception, which Python turns into exit code 1.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="bertjax: %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it writes,
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and each that it then cannot write
     sys.unraisablehook = _tell_of_main_thread
+    trains = arguments[:1] in (["pretrain"], ["finetune"])  # which save at a signal
     try:
-        return _dispatch(arguments)
+        with contextlib.nullcontext() if trains else _leaving_on_sigterm():
+            return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("bertjax: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except InputError as error:
         message = str(error)
     except OSError as error:
@@ -66,6 +74,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.unraisablehook = lambda _: None
     print(f"bertjax: {_one_line(message)}", file=sys.stderr)
     return EXIT_INPUT
+
+
+@contextlib.contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """Leave by an exception on SIGTERM, so that no file stays there half-written."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(EXIT_TERMINATED)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _tell_of_main_thread(fault: Any) -> None:

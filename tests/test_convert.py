@@ -3,9 +3,11 @@
 import dataclasses
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 import torch
@@ -237,6 +239,36 @@ def test_bars_are_for_terminals(tmp_path):
     os.close(master)
     assert "reading: 100%" in shown
     assert "writing: 100%" in shown
+
+
+STANDS_STILL = """
+import sys, time
+from bertjax import cli
+from bertjax.pretrained import safetensors
+safetensors.write = lambda *_: time.sleep(100)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "want"),
+    [(signal.SIGTERM, (143, "", "")), (signal.SIGINT, (130, "", "bertjax: interrupted\n"))],
+)
+def test_a_signal_leaves_nothing_half_written(tmp_path, number, want):
+    source, _ = saved(tmp_path / "a")
+    command = [sys.executable, "-c", STANDS_STILL, "convert", source, tmp_path / "b"]
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=processes.environment(),
+    )
+    while not list(tmp_path.glob(".b-*/model/README.md")) and child.poll() is None:
+        time.sleep(0.05)
+    child.send_signal(number)
+    assert processes.finish(child) == want
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
