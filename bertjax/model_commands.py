@@ -170,5 +170,7 @@ class ConvertConfig:
     needs transformers and torch."""
 
     def __post_init__(self) -> None:
+        if not self.destination.strip():
+            raise InputError("the destination is empty: give a directory to write")
         if self.dry_run and self.check:
             raise InputError("--check reads what was written, and --dry-run writes nothing")

@@ -82,6 +82,16 @@ def test_as_another_class(tmp_path):
         convert(dataclasses.replace(settings, destination=str(tmp_path / "b" / ".." / "a")))
 
 
+def test_empty_names(tmp_path, monkeypatch, capsys):
+    source, _ = saved(tmp_path / "a")
+    monkeypatch.chdir(source)  # which an empty name is not
+    assert cli.main(["convert", "", str(tmp_path / "b")]) == 2
+    assert capsys.readouterr().err.startswith("bertjax: the name of the model is empty: give a dir")
+    assert cli.main(["convert", source, ""]) == 2
+    assert "the destination is empty: give a directory to write" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_dry_run(tmp_path, capsys):
     """Each of the checkpoint's tensors is in one line, each new parameter in another."""
     source, _ = saved(tmp_path / "a", "BertForPreTraining")

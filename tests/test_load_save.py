@@ -291,6 +291,18 @@ def test_a_class_that_bertjax_lacks(tmp_path):
     assert_same_trees(bertjax.BertModel.from_pretrained(tmp_path)[1], params)
 
 
+@pytest.mark.parametrize("given", ["BertModel", [1], {"BertModel": 1}])
+def test_architectures_that_are_no_list_of_names(given, tmp_path):
+    model, params = make("BertModel")
+    save_pretrained(tmp_path, model, params)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": given}))
+    message = f'a list of class names, such as ["BertForMaskedLM"]; got {json.dumps(given)}'
+    with pytest.raises(InputError, match=re.escape(message)):
+        from_pretrained(tmp_path)
+    assert_same_trees(bertjax.BertModel.from_pretrained(tmp_path)[1], params)
+
+
 def test_a_config_that_asks_for_what_there_is_not(tmp_path):
     model, params = make("BertModel")
     save_pretrained(tmp_path, model, params)

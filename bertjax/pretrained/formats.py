@@ -89,6 +89,10 @@ def locate_tokenizer(source: str | Path, **hub_options: Any) -> Path:
 
 
 def _locate(source: str | Path, weight_files: Sequence[str], hub_options: dict[str, Any]) -> Path:
+    if not str(source).strip():
+        raise InputError(
+            "the name of the model is empty: give a directory, a file, or a name on the hub"
+        )
     path = Path(source)
     if path.exists() or Path(f"{path}.index").is_file():
         return path
@@ -184,5 +188,17 @@ def parse_size(size: str | int) -> int:
 
 
 def architectures(config: AnyConfig) -> list[str]:
-    """Return the class names that a config.json gives."""
-    return json.loads(dict(config.other).get("architectures", "null")) or []
+    """Return the class names that a config.json gives.
+
+    Raises:
+      InputError: it gives something else.
+    """
+    given = json.loads(dict(config.other).get("architectures", "null"))
+    if given is None:
+        return []
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise InputError(
+            "architectures in config.json must be a list of class names, such as "
+            f'["BertForMaskedLM"]; got {json.dumps(given)}'
+        )
+    return given
