@@ -226,6 +226,7 @@ WRAPPINGS = {
         }
     ),
     "position ids": lambda t: t | {"bert.embeddings.position_ids": torch.arange(16)[None]},
+    "type ids": lambda t: t | {"bert.embeddings.token_type_ids": torch.zeros(1, 16).long()},
 }
 
 
@@ -424,3 +425,21 @@ def test_files_of_safetensors_numpy_without_metadata(theirs, tmp_path):
     save_file(load_file(path), path)
     _, want = load_pretrained(BertForPreTraining, theirs[1])
     assert_equal(load_pretrained(BertForPreTraining, directory)[1], want)
+
+
+def test_what_only_a_tied_decoder_has(theirs, tmp_path):
+    """transformers ties either to the other, so a file may have but the decoder's."""
+    embeddings, bias = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
+    _, want = load_pretrained(BertForPreTraining, theirs[1])
+
+    def change(tensors):
+        tensors["cls.predictions.decoder.weight"] = tensors.pop(embeddings)
+        tensors["cls.predictions.decoder.bias"] = tensors.pop(bias)
+        return tensors
+
+    directory = copy_with(theirs, tmp_path, change)
+    assert_equal(load_pretrained(BertForPreTraining, directory)[1], want)
+    assert_equal(load_pretrained(BertModel, directory)[1], want["bert"])
+    untied = dataclasses.replace(SMALL, tie_word_embeddings=False)
+    with pytest.raises(InputError, match=f"1 tensors do not fit: missing {embeddings}"):
+        load_pretrained(BertForPreTraining, directory, config=untied)

@@ -22,7 +22,7 @@ _HEAD = re.compile(
 # Tensors of a torch checkpoint that its model does not use, where ours has no parameter for them:
 # repetitions, and the absolute positions of a model with relative ones (transformers 4).
 _REDUNDANT = re.compile(
-    r"(^|\.)(embeddings\.position_(ids|embeddings\.weight)"
+    r"(^|\.)(embeddings\.(token_type_ids|position_ids|position_embeddings\.weight)"
     r"|cls\.predictions\.decoder\.(weight|bias))$"
 )
 
@@ -72,9 +72,7 @@ def match(
         for tensor in names.hf_tensors(path, leaf.shape, config)
     }
     expected = {name: tensor.shape for name, (_, tensor) in path_of_tensor.items()}
-    if names.DECODER in expected and names.DECODER_BIAS in by_name:
-        by_name[names.BIAS] = by_name[names.DECODER_BIAS]
-
+    _take_from_decoder(by_name, expected, tied=config.tie_word_embeddings)
     extra = [name for name in by_name if name not in expected and not _REDUNDANT.search(name)]
     left_out = [name for name in extra if _HEAD.match(name)]
     if left_out:
@@ -108,6 +106,18 @@ def match(
     sources = {name: by_name[name] for name in expected if name in by_name}
     tied = names.BIAS in expected and names.DECODER not in expected
     return Match(sources, fresh, by_name.get(names.DECODER) if tied else None)
+
+
+def _take_from_decoder(by_name: dict[str, str], expected: Iterable[str], *, tied: bool) -> None:
+    """Add to `by_name` what the decoder has in place of the head's bias and of the embeddings."""
+    bias = by_name.get(names.DECODER_BIAS)
+    if bias and names.BIAS in expected and (not tied or names.BIAS not in by_name):
+        by_name[names.BIAS] = bias
+    weight = by_name.get(names.DECODER)
+    if weight and tied:
+        for name in expected:
+            if name.endswith("embeddings.word_embeddings.weight"):
+                by_name.setdefault(name, weight)
 
 
 def _whole_heads(missing: Iterable[str], expected: Mapping[str, Any]) -> set[str]:
