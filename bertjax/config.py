@@ -279,7 +279,7 @@ class BertConfig:
 
         hub_names = ("revision", "token", "cache_dir", "local_files_only")
         hub_options = {name: changes.pop(name) for name in hub_names if name in changes}
-        found = formats.find_bert_config(formats.locate_files(source, **hub_options))
+        found = formats.find_bert_config(formats.locate_config(source, **hub_options))
         if "num_labels" in changes:
             changes.setdefault("id2label", ())
         return dataclasses.replace(found, **changes)

@@ -21,7 +21,7 @@ from bertjax.errors import InputError
 from bertjax.generation_config import GenerationConfig, MaskPredictConfig, SamplingConfig
 from bertjax.heads import BertForMaskedLM
 from bertjax.model_commands import GenerateConfig
-from bertjax.pretrained import formats, load_pretrained
+from bertjax.pretrained import formats, hub, load_pretrained
 from bertjax.pretrained.load import find_class
 from bertjax.tokenizer import BertTokenizer
 from bertjax.unstacked import apart
@@ -41,7 +41,7 @@ def run(config: GenerateConfig) -> None:
     Raises:
       InputError: no such model, or none that can write in this way.
     """
-    path = formats.locate(config.model)
+    path = formats.locate(config.model, also=hub.TOKENIZER)
     name, _ = find_class(path, formats.find_config(path))
     if name not in _KINDS:
         raise InputError(

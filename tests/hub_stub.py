@@ -20,12 +20,13 @@ class Hub:
         self.token: str | None = None
         self.url = ""
 
-    def downloads(self) -> list[str]:
-        """Return the files that were fetched."""
+    def downloads(self, model: str) -> list[str]:
+        """Return the files of OWNER/MODEL that were fetched, sorted."""
+        start = f"GET /{model}/resolve/"
         return sorted(
-            line.rpartition("/")[2]
+            line.removeprefix(start).partition("/")[2]  # after the revision
             for line in self.requests
-            if line.startswith("GET /") and "/resolve/" in line
+            if line.startswith(start)
         )
 
 

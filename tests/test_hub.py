@@ -1,10 +1,13 @@
 """Models by name: a stand-in for the hub, its cache, revisions, tokens, and no network."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from bertjax import BertConfig, BertForMaskedLM
+from bertjax import BertConfig, BertForMaskedLM, InputError
 from bertjax.pretrained import hub, save_pretrained
 from bertjax.pretrained.formats import FORMATS
 from bertjax.tokenizer import BertTokenizer
@@ -33,6 +36,7 @@ def server(tmp_path_factory):
         ("me/shards", "hf", "1KB"),
         ("me/old", "flax", "5GB"),
         ("me/google", "tf1", "5GB"),
+        ("me/orbax", "orbax", "5GB"),
     ):
         params = quick_params(model)
         save_pretrained(root / name, model, params, tokenizer, to=to, max_shard_size=size)
@@ -69,6 +73,7 @@ def test_names_revisions_and_the_cache(server, tmp_path):
             ["me/shards", {"cache_dir": str(tmp_path / "elsewhere")}],
             ["me/old", {}],
             ["me/google", {}],
+            ["me/orbax", {}],
             ["me/empty", {}],
         ],
         tmp_path / "home",
@@ -79,12 +84,10 @@ def test_names_revisions_and_the_cache(server, tmp_path):
     assert answers[3] == f"{missing}: is not there, or is private and needs a token"
     assert answers[4] == loaded
     assert answers[5].endswith("not in the cache, and looked for in the cache only")
-    assert answers[6:9] == [loaded] * 3
-    assert "hub): holds no weights (model.safetensors, " in answers[9]
+    assert answers[6:10] == [loaded] * 4
+    assert "hub): holds no weights (model.safetensors, " in answers[10]
     # Each file once, of one format, and nothing that is not needed.
-    fetched = site.downloads()
-    assert fetched.count("model.safetensors") == 1
-    assert not {"pytorch_model.bin", "model.onnx", "README.md"} & set(fetched)
+    assert site.downloads("me/tiny") == ["config.json", "model.safetensors"]
     assert (tmp_path / "elsewhere").is_dir()
 
     # What was loaded once is there without a network.
@@ -97,6 +100,76 @@ def test_names_revisions_and_the_cache(server, tmp_path):
     assert offline[0] == loaded
     assert offline[1].endswith("not in the cache, and HF_HUB_OFFLINE is set")
     assert site.requests == []
+
+
+_CONFIG = {"config.json"}
+_MODEL = {"config.json", "model.safetensors"}
+_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+_SENTENCES = {
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Load each part of a model with two formats; return what was fetched for it, and the cache."""
+    root = tmp_path_factory.mktemp("hub")
+    whole = root / "me" / "whole"
+    model = BertForMaskedLM(CONFIG)
+    words = tmp_path_factory.mktemp("words") / "vocab.txt"
+    words.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"]) + "\n")
+    save_pretrained(whole, model, quick_params(model), BertTokenizer.from_vocab(words))
+    size = CONFIG.hidden_size
+    for file, content in (
+        ("modules.json", [{"type": f"x.{n[2:]}", "path": n} for n in ("1_Pooling", "2_Dense")]),
+        ("sentence_bert_config.json", {"max_seq_length": 8}),
+        ("1_Pooling/config.json", {"pooling_mode": "mean"}),
+        ("2_Dense/config.json", {"in_features": size, "out_features": size}),
+        ("generation_config.json", {}),
+    ):
+        (whole / file).parent.mkdir(exist_ok=True)
+        (whole / file).write_text(json.dumps(content))
+    kernel = np.zeros((size, size), np.float32)
+    save_file({"linear.weight": kernel}, whole / "2_Dense" / "model.safetensors")
+    for other in ("pytorch_model.bin", "2_Dense/pytorch_model.bin", "tf_model.h5"):
+        (whole / other).write_text("not to be fetched")
+    for name in LOADED:
+        shutil.copytree(whole, root / "me" / name)
+    with hub_stub.serve(root) as site:
+        env = {"HF_HOME": str(root / "home"), "HF_ENDPOINT": site.url, "HF_HUB_OFFLINE": "0"}
+        code, _, err = processes.run("tests.workers.load_parts", *LOADED, root / "out", env=env)
+        assert code == 0, err
+        return {name: site.downloads(f"me/{name}") for name in LOADED}, root / "home" / "hub"
+
+
+LOADED = {
+    "config": _CONFIG,
+    "tokenizer": _TOKENIZER,
+    "model": _MODEL,
+    "model-and-class": _MODEL,
+    "fill-mask": _MODEL | _TOKENIZER,
+    "sentence-embeddings": _MODEL | _TOKENIZER | _SENTENCES,
+    "convert": _MODEL | _TOKENIZER,
+}
+
+
+@pytest.mark.parametrize("part", LOADED)
+def test_only_what_is_needed_is_fetched(part, parts):
+    fetched, _ = parts
+    assert fetched[part] == sorted(LOADED[part])
+
+
+def test_a_config_in_the_cache_is_no_model(parts):
+    _, cache = parts
+    options = {"cache_dir": cache, "local_files_only": True}
+    assert hub.fetch("me/config", hub.CONFIG, **options).is_dir()
+    with pytest.raises(InputError, match=r"me/config .*: not in the cache"):
+        hub.fetch("me/config", hub.CONFIG, PATTERNS, **options)
+    assert hub.fetch("me/model", hub.CONFIG, PATTERNS, **options).is_dir()
 
 
 def test_tokens(server, tmp_path):
@@ -133,12 +206,13 @@ PATTERNS = [pattern for kind in FORMATS.values() for pattern in kind.files]
             ],
             ["bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"],
         ),
+        (["params/_METADATA", "params/d/0", "a/b"], ["params/_METADATA", "params/d/0"]),
         (["model.onnx"], []),
     ],
 )
 def test_only_one_format_is_fetched(there, wanted):
-    found = hub.choose([*there, "config.json", "vocab.txt", "notes.md"], PATTERNS)
-    assert found == ["config.json", "vocab.txt", *wanted]
+    found = hub.choose([*there, "config.json", "vocab.txt", "notes.md"], hub.CONFIG, PATTERNS)
+    assert found == ["config.json", *wanted]
 
 
 @pytest.mark.parametrize("name", ["bert-base-uncased", "google/bert_uncased_L-2_H-128_A-2"])

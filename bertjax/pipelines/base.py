@@ -2,7 +2,7 @@
 
 import abc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from bertjax.errors import InputError
 from bertjax.pipelines.runner import Runner
-from bertjax.pretrained import formats, match
+from bertjax.pretrained import formats, hub, match
 from bertjax.pretrained.load import load_pretrained
 from bertjax.tokenizer import BertTokenizer
 
@@ -133,11 +133,19 @@ class Pipeline(abc.ABC):
             )
 
 
-def located(source: str | Path, options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Return where a model lies on this machine, and the options that are not about the hub."""
-    hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
-    rest = {name: value for name, value in options.items() if name not in hub}
-    return formats.locate(os.fspath(source), **hub), rest
+def located(
+    source: str | Path, options: dict[str, Any], also: Sequence[str] = ()
+) -> tuple[Path, dict[str, Any]]:
+    """Return where a model and its tokenizer lie on this machine, and the options not of the hub.
+
+    Args:
+      source: see `Pipeline.from_pretrained`.
+      options: see there.
+      also: see `formats.locate`.
+    """
+    of_hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
+    rest = {name: value for name, value in options.items() if name not in of_hub}
+    return formats.locate(os.fspath(source), also=(*hub.TOKENIZER, *also), **of_hub), rest
 
 
 def label_names(config: Any) -> list[str]:

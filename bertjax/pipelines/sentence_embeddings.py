@@ -14,6 +14,7 @@ from bertjax.model import BertModel
 from bertjax.pipelines.base import Pipeline, located
 from bertjax.pipelines.rows import as_list, check_text, text_rows
 from bertjax.pipelines.sentence_transformers import ACTIVATIONS, POOLINGS, Dense, read_settings
+from bertjax.pretrained import hub
 from bertjax.pretrained.load import load_pretrained
 from bertjax.tokenizer import BertTokenizer
 
@@ -95,7 +96,7 @@ class SentenceEmbeddingPipeline(Pipeline):
           prompt: None takes the directory's, or none.
           **options: see `Pipeline.from_pretrained`.
         """
-        path, options = located(source, options)
+        path, options = located(source, options, hub.SENTENCES)
         found = read_settings(path)
         model, params = load_pretrained(
             cls.model_class, found.transformer, dtype=dtype, add_pooling_layer=False, **options

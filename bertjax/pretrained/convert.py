@@ -29,7 +29,7 @@ def convert(config: ConvertConfig) -> str:
     """
     if config.check:
         import_peer()  # if it is missing, nothing is to be written
-    path = formats.locate(config.source, revision=config.revision or None)
+    path = formats.locate(config.source, also=hub.TOKENIZER, revision=config.revision or None)
     if Path(config.destination).resolve() == path.resolve():
         raise InputError(f"{config.destination}: is the source; choose another destination")
     model_class, attributes = _class(config, path)

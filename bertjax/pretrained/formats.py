@@ -61,34 +61,42 @@ _SUFFIXES = {
 }
 
 
-def locate(source: str | Path, **hub_options: Any) -> Path:
-    """Return the local file or directory of a model; a name of the hub is downloaded first.
+def locate(source: str | Path, *, also: Sequence[str] = (), **hub_options: Any) -> Path:
+    """Return the local file or directory of a model; one of the hub is downloaded first.
+
+    Of a model of the hub that is its config and its weights in one format.
 
     Args:
       source: directory, weight file, run directory, TensorFlow prefix, or name on the hub.
+      also: what else is downloaded: `hub.TOKENIZER`, `hub.SENTENCES` or both.
       **hub_options: `revision`, `token`, `cache_dir` and `local_files_only` of `hub.fetch`.
 
     Raises:
       InputError: there is nothing of that name.
     """
-    patterns = [pattern for kind in FORMATS.values() for pattern in kind.files]
-    return _locate(source, patterns, hub_options)
+    weights = [pattern for kind in FORMATS.values() for pattern in kind.files]
+    return _locate(source, (*hub.CONFIG, *also), weights, hub_options)
 
 
-def locate_files(source: str | Path, **hub_options: Any) -> Path:
-    """As `locate`, but of a model of the hub all is downloaded but the weights."""
-    return _locate(source, (), hub_options)
+def locate_config(source: str | Path, **hub_options: Any) -> Path:
+    """As `locate`, but of a model of the hub only the config is downloaded."""
+    return _locate(source, hub.CONFIG, (), hub_options)
 
 
 def locate_tokenizer(source: str | Path, **hub_options: Any) -> Path:
     """Return the directory of a model's tokenizer files; of the hub, only these are downloaded."""
-    path = locate_files(source, **hub_options)
+    path = _locate(source, hub.TOKENIZER, (), hub_options)
     if (path / run_dir.MODEL).is_dir() and (path / run_dir.CHECKPOINTS).is_dir():
         return path / run_dir.MODEL
     return path if path.is_dir() else path.parent
 
 
-def _locate(source: str | Path, weight_files: Sequence[str], hub_options: dict[str, Any]) -> Path:
+def _locate(
+    source: str | Path,
+    beside: Sequence[str],
+    weight_files: Sequence[str],
+    hub_options: dict[str, Any],
+) -> Path:
     if not str(source).strip():
         raise InputError(
             "the name of the model is empty: give a directory, a file, or a name on the hub"
@@ -98,7 +106,7 @@ def _locate(source: str | Path, weight_files: Sequence[str], hub_options: dict[s
         return path
     if not hub.is_name(str(source)):
         raise InputError(f"{source}: no such model directory or file")
-    return hub.fetch(str(source), weight_files, **hub_options)
+    return hub.fetch(str(source), beside, weight_files, **hub_options)
 
 
 def find_weights(path: Path) -> tuple[Format, Path]:

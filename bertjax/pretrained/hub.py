@@ -13,21 +13,21 @@ from bertjax.errors import InputError
 _LOG = logging.getLogger(__name__)
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_BESIDE_WEIGHTS = (
-    "config.json",
-    "bert_config.json",
+
+# What a model of the hub has beside its weights, by what reads it.
+CONFIG = ("config.json", "bert_config.json")
+TOKENIZER = (
     "vocab.txt",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+)
+SENTENCES = (  # the last one is of poolings and dense layers
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-    "2_Dense/config.json",
-    "2_Dense/model.safetensors",
-    "2_Dense/pytorch_model.bin",
+    "[0-9]_*/config.json",
 )
 
 
@@ -38,7 +38,8 @@ def is_name(source: str) -> bool:
 
 def fetch(
     name: str,
-    weight_files: Sequence[str],
+    beside: Sequence[str],
+    weight_files: Sequence[str] = (),
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -47,11 +48,12 @@ def fetch(
 ) -> Path:
     """Return the local directory of a model of the hub; what is in the cache is not fetched again.
 
-    Only config, tokenizer and one format's weights are downloaded. Without a network, or with
+    Only what is asked for is downloaded, and one format's weights. Without a network, or with
     HF_HUB_OFFLINE=1, the cache has to do.
 
     Args:
       name: MODEL or OWNER/MODEL.
+      beside: patterns of other files: `CONFIG`, `TOKENIZER`, `SENTENCES`, or several of them.
       weight_files: patterns of weight files (`model.safetensors`), preferred first.
       revision: branch, tag or commit.
       token: for private models; None takes the one stored by `hf auth login`.
@@ -72,8 +74,8 @@ def fetch(
         try:
             info = HfApi(token=token).model_info(name, revision=revision)
             files = [sibling.rfilename for sibling in info.siblings or ()]
-            wanted = choose(files, weight_files)
-            if weight_files and not set(wanted) - set(_BESIDE_WEIGHTS):
+            wanted = choose(files, beside, weight_files)
+            if weight_files and not _weights(files, weight_files):
                 raise InputError(f"{where}: holds no weights ({', '.join(weight_files)})")
             patterns = [glob.escape(file) for file in wanted]
             return Path(snapshot_download(name, allow_patterns=patterns, **options))
@@ -91,27 +93,41 @@ def fetch(
             raise
         except Exception as error:  # of whichever HTTP library the hub's client is built on
             reason = f"the hub cannot be reached: {type(error).__name__}: {error}".rstrip(": ")
-    for file in _BESIDE_WEIGHTS:
+    for file in beside:
         try:
             cached = try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision)
         except hub.HFValidationError as error:
             raise InputError(f"{where}: {error}") from error
         if isinstance(cached, str):
+            directory = Path(cached.removesuffix(file))
+            files = [str(path.relative_to(directory)) for path in directory.rglob("*")]
+            if weight_files and not _weights(files, weight_files):
+                break  # only its config was needed before
             if not local_files_only:
                 _LOG.warning("%s: %s; taking it from the cache", name, reason)
-            return Path(cached.removesuffix(file))
+            return directory
     raise InputError(f"{where}: not in the cache, and {reason}")
 
 
-def choose(files: Sequence[str], weight_files: Sequence[str]) -> list[str]:
-    """List what to download: config, tokenizer, and the weights in the first format there is.
+def choose(files: Sequence[str], beside: Sequence[str], weight_files: Sequence[str]) -> list[str]:
+    """List what to download: beside every config, the weights in the first format there is.
 
     Args:
       files: all files of the repository.
-      weight_files: patterns of weight files, preferred first; an index brings its shards.
+      beside: patterns of files that are no weights.
+      weight_files: patterns of weight files, preferred first; none takes no weights.
     """
-    chosen = [file for file in files if file in _BESIDE_WEIGHTS]
-    for pattern in weight_files:
+    chosen = [file for file in files if any(fnmatch.fnmatchcase(file, p) for p in beside)]
+    folders = {file.rpartition("/")[0] for file in chosen if file.endswith("/config.json")}
+    weights = _weights(files, weight_files)
+    for folder in sorted(folders):
+        weights += _weights(files, [f"{folder}/{pattern}" for pattern in weight_files])
+    return chosen + weights
+
+
+def _weights(files: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """List the files of the first format there is; an index brings what it is the index of."""
+    for pattern in patterns:
         found = fnmatch.filter(files, pattern)
         if not found:
             continue
@@ -121,5 +137,7 @@ def choose(files: Sequence[str], weight_files: Sequence[str]) -> list[str]:
         elif pattern.endswith(".index"):  # TensorFlow's, with its data beside it
             found += fnmatch.filter(files, "*.data-?????-of-?????")
             found += fnmatch.filter(files, "checkpoint")
-        return chosen + found
-    return chosen
+        elif pattern.endswith("/_METADATA"):  # Orbax's, one of many files
+            found = fnmatch.filter(files, pattern.replace("_METADATA", "*"))
+        return found
+    return []

@@ -68,7 +68,7 @@ def load_pretrained(
       InputError: no such model, damaged files, or tensors that are missing, unexpected or of
         another shape, all of them listed.
     """
-    hub_options = {
+    hub_options: dict[str, Any] = {
         "revision": revision,
         "token": token,
         "cache_dir": cache_dir,
