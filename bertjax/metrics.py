@@ -270,6 +270,17 @@ METRICS: Mapping[str, Metric] = {
     "squad_v2": squad_v2,
 }
 
+_OF_CLASSES = ("accuracy", "f1", "accuracy_f1", "macro_f1", "matthews")
+FITTING: Mapping[str, tuple[str, ...]] = {
+    "classification": _OF_CLASSES,
+    "regression": ("pearson", "spearman", "pearson_spearman"),
+    "multi_label": ("multi_label_f1",),
+    "multiple_choice": _OF_CLASSES,
+    "token_classification": ("token_accuracy", "entity_f1", "entity_f1_strict"),
+    "seq2seq": ("chrf", "exact_match"),
+}
+"""The metrics that fit a family; of questions, the task's own alone do."""
+
 
 def _class_ids(
     predictions: ArrayLike, references: ArrayLike, labels: Sequence[str]

@@ -295,6 +295,9 @@ class TaskConfig:
     """Column of the words in CoNLL files, counted from 0, or from -1 at the end."""
     tag_column: int | None = None
     """Column of the tags, likewise."""
+    metrics: tuple[str, ...] = ()
+    """Scores, by their names in bertjax.metrics; the first selects the best checkpoint. If empty,
+    the task's own, or token_accuracy where tags are plain."""
     sequence_length: int = 128
     """Longest row in tokens; longer texts are cut, contexts of questions cut into windows."""
     doc_stride: int = 128

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from bertjax.data.targets import TargetRows, target_rows
 from bertjax.data.task_data import TaskData, read_task
 from bertjax.data.tasks import Columns, Task, find_task
 from bertjax.errors import InputError
+from bertjax.metrics import FITTING, METRICS
 from bertjax.report import say
 from bertjax.run_config import TaskConfig
 from bertjax.tokenizer import BertTokenizer
@@ -55,7 +56,7 @@ def configured_task(settings: TaskConfig) -> Task:
                 f"task.{name}: is for token_classification only; {task.name} is {task.family}"
             )
     task = _with_columns(task, settings)
-    changed = dataclasses.replace(task, **changes)
+    changed = _with_metrics(dataclasses.replace(task, **changes), settings.metrics)
     family = _FAMILIES.get(changed.layout, task.family)
     moved = task.layout == "squad" != changed.layout
     if family != task.family or moved or (changed.layout == "lines" and not takes_lines(task)):
@@ -85,6 +86,38 @@ def _with_columns(task: Task, settings: TaskConfig) -> Task:
         id=settings.id_column,
         choices=settings.choice_columns or own.choices,
     )
+
+
+def _with_metrics(task: Task, names: Sequence[str]) -> Task:
+    """Return the task with the metrics that are named, if any are."""
+    fitting = FITTING.get(task.family, task.metrics)
+    for name in names:
+        if name not in fitting:
+            raise InputError(
+                f"task.metrics: {name!r} does not score {task.name} ({task.family}); choose from "
+                f"{', '.join(fitting)}"
+            )
+    return dataclasses.replace(task, metrics=tuple(names)) if names else task
+
+
+def _with_fitting_metrics(data: TaskData, chosen: Sequence[str]) -> TaskData:
+    """Return the data with metrics that fit its labels.
+
+    Raises:
+      InputError: one that was chosen does not; a run would find that out after an epoch.
+    """
+    of_tags = data.task.family == "token_classification"
+    if of_tags and not chosen and data.task.scheme == "plain":
+        task = dataclasses.replace(data.task, metrics=("token_accuracy",))
+        return dataclasses.replace(data, task=task)
+    ids: list[Any] = list(range(len(data.labels)))
+    ids = [ids] if of_tags and ids else ids
+    for name in chosen if ids and data.task.family != "multi_label" else ():
+        try:
+            METRICS[name](ids, ids, data.labels)
+        except InputError as error:
+            raise InputError(f"task.metrics: {name} does not fit the labels: {error}") from None
+    return data
 
 
 def read_split(
@@ -118,6 +151,7 @@ def read_split(
     longest = settings.sequence_length
     source = files[0] if len(files) == 1 else files
     data = read_task(task, source, name, labels=labels, skip_bad=skip_bad, with_labels=with_labels)
+    data = _with_fitting_metrics(data, settings.metrics)
     count = len(data.examples)
     if 0 < most < count:
         kept = np.sort(np.random.default_rng(0).permutation(count)[:most])

@@ -162,6 +162,62 @@ def test_bad_rows_are_counted(snli, tmp_path, evaluated):
     assert (found["examples"], found["left_out"]) == (1, 1)
 
 
+TAGS = "The DT\ndog NN\nruns VBZ\n\nA DT\ncat NN\nsits VBZ\n"
+TAGGING = """from bertjax.run_config import FinetuneConfig, TaskConfig
+CONFIG = FinetuneConfig("run", task=TaskConfig("token_classification"), batch_size=2, epochs=1)
+"""
+
+
+@pytest.fixture
+def tagging(base, tmp_path):
+    """Arguments of a run on words with tags of any kind, and its directory."""
+    file, experiment = tmp_path / "pos.conll", tmp_path / "tagging.py"
+    file.write_text(TAGS)
+    experiment.write_text(TAGGING)
+    settings = {
+        "run-dir": tmp_path / "run",
+        "init-from": base,
+        "task.train": file,
+        "task.validation": file,
+        "task.sequence-length": 32,
+    }
+    options = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    return ["finetune", str(experiment), *options], tmp_path / "run"
+
+
+@pytest.mark.parametrize("scheme", ["plain", "auto"])
+def test_plain_tags_are_scored_by_words(scheme, tagging, evaluated):
+    arguments, directory = tagging
+    assert cli.main([*arguments, "--task.scheme", scheme]) == 0
+    (line,) = [line for line in read_metrics(directory) if line["split"] == "eval"]
+    found = evaluated(directory)["scores"]
+    assert found == {"token_accuracy": line["token_accuracy"]}
+
+
+def test_a_run_has_the_metrics_that_it_is_told(tagging, evaluated, refused, capsys):
+    arguments, directory = tagging
+    options = ("--task.scheme", "plain", "--task.metrics", "entity_f1")
+    assert cli.main([*arguments, *options]) == 2
+    told = "task.metrics: entity_f1 does not fit the labels: 'DT' is no tag of entities"
+    assert told in capsys.readouterr().err.splitlines()[-1]
+    file = Path(arguments[arguments.index("--task.train") + 1])
+    file.write_text(TAGS.replace("DT", "O").replace("NN", "S-NN").replace("VBZ", "O"))
+    assert cli.main([*arguments, *options, "token_accuracy"]) == 0
+    names = [name for name in read_metrics(directory)[-1] if name not in ("step", "split", "time")]
+    assert list(evaluated(directory)["scores"]) == names
+    assert names[0] == "f1"
+    assert "NN_support" in names
+    found = evaluated(directory, "--task.metrics", "token_accuracy")["scores"]
+    assert list(found) == ["token_accuracy"]
+    line = refused(directory, "--task.metrics", "accuracy")
+    assert "choose from token_accuracy, entity_f1, entity_f1_strict" in line
+
+
+def test_f1_of_three_classes_is_refused_before_anything_runs(snli, refused):
+    line = refused(snli, "--task.name", "snli", "--data", SNLI, "--task.metrics", "f1")
+    assert "task.metrics: f1 does not fit the labels: f1 scores tasks of two classes" in line
+
+
 def test_models_that_do_not_fit(base, run, snli, tmp_path, refused):
     data = ("--data", SNLI)
     assert f"{base}: is a BertModel, but snli needs a BertForSequenceClassification" in refused(

@@ -3,8 +3,9 @@
 import pytest
 
 from bertjax.data.task_data import read_task
-from bertjax.data.tasks import find_task
+from bertjax.data.tasks import TASKS, find_task
 from bertjax.errors import InputError
+from bertjax.metrics import FITTING, METRICS
 from bertjax.run_config import TaskConfig
 from bertjax.splits import configured_task
 
@@ -107,3 +108,21 @@ def test_layouts(read, tmp_path):
 def test_settings_that_do_not_fit(name, settings, told):
     with pytest.raises(InputError, match=told):
         configured_task(TaskConfig(name, **settings))
+
+
+def test_metrics_are_the_tasks_or_those_named():
+    assert configured_task(TaskConfig("mrpc")).metrics == ("f1", "accuracy")
+    named = configured_task(TaskConfig("mrpc", metrics=("matthews", "macro_f1")))
+    assert named.metrics == ("matthews", "macro_f1")
+    told = "task.metrics: 'acuracy' does not score snli .classification.; choose from accuracy, f1"
+    with pytest.raises(InputError, match=told):
+        configured_task(TaskConfig("snli", metrics=("accuracy", "acuracy")))
+    told = "'squad' does not score squad_v2 .question_answering.; choose from squad_v2"
+    with pytest.raises(InputError, match=told):
+        configured_task(TaskConfig("squad_v2", metrics=("squad",)))
+
+
+def test_every_metric_fits_some_task():
+    assert set().union(*FITTING.values()) | {"squad", "squad_v2"} == set(METRICS)
+    for task in TASKS.values():
+        assert set(task.metrics) <= set(FITTING.get(task.family, task.metrics))

@@ -19,7 +19,7 @@ class TaskData:
     """A split of a task.
 
     Attributes:
-      task: the task.
+      task: the task, with the scheme that its tags are in.
       examples: the examples, in the order of the source, all of one type.
       labels: names of the labels in order of their ids, a classifier's `id2label`; empty where
         labels have no names.
@@ -88,6 +88,7 @@ def read_task(
         left_out = rejects.skipped
         told = f"; all of {len(left_out)} were left out, as {left_out[0]}" if left_out else ""
         raise InputError(f"{name}: no example in the {split} split{told}; give data with examples")
+    task = dataclasses.replace(task, scheme=maker.scheme)
     return TaskData(task, tuple(examples), maker.labels, tuple(rejects.skipped))
 
 

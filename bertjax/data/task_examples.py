@@ -34,6 +34,7 @@ class ExampleMaker:
       task: the task.
       columns: where in a row things are.
       labels: names of the labels in order of their ids; empty where labels have no names.
+      scheme: how tags mark entities.
     """
 
     def __init__(
@@ -61,9 +62,9 @@ class ExampleMaker:
         self.has_labels = task.family == "question_answering" or any(
             self._raw_label(row) not in (None, NO_LABEL) for row in rows
         )
-        self._scheme: Scheme = task.scheme
+        self.scheme: Scheme = task.scheme
         if task.family == "token_classification" and task.scheme == "auto":
-            self._scheme = find_scheme(rows, columns.labels[0])
+            self.scheme = find_scheme(rows, columns.labels[0])
         known = tuple(labels or task.labels)
         if not known and task.family == "multiple_choice":
             known = tuple(map(str, range(self._most_choices(rows))))
@@ -74,7 +75,7 @@ class ExampleMaker:
                     f"{task.name}: its labels are those of the training split; read that first, "
                     "and give its labels"
                 )
-            known = infer_labels(task, [self._raw_label(row) for row in rows], self._scheme)
+            known = infer_labels(task, [self._raw_label(row) for row in rows], self.scheme)
         self.labels = known if names_labels else ()
         self._label_list = LabelList(task.labels or known, known)
 
@@ -184,7 +185,7 @@ class ExampleMaker:
             raise BadRowError(f"no list of tags in {self.columns.labels[0]!r}")
         if len(raw) != len(words):
             raise BadRowError(f"{len(words)} words and {len(raw)} tags")
-        tags = to_iob2(raw, self._scheme)
+        tags = to_iob2(raw, self.scheme)
         return TaggedExample(name, tuple(words), tuple(map(self._label_list.encode, tags)))
 
     def _question(self, row: Row, name: str, needs_label: bool) -> QuestionExample:
