@@ -23,7 +23,9 @@ from bertjax.config import BertConfig
 from bertjax.errors import InputError
 from bertjax.heads import BertForPreTraining
 from bertjax.model import BertModel
+from bertjax.model_commands import ConvertConfig
 from bertjax.pretrained import abstract_params, load_pretrained, names, safetensors, save_pretrained
+from bertjax.pretrained.convert import convert
 from bertjax.run_config import MeshConfig
 from bertjax.sharding import make_mesh, state_shardings
 
@@ -443,3 +445,43 @@ def test_what_only_a_tied_decoder_has(theirs, tmp_path):
     untied = dataclasses.replace(SMALL, tie_word_embeddings=False)
     with pytest.raises(InputError, match=f"1 tensors do not fit: missing {embeddings}"):
         load_pretrained(BertForPreTraining, directory, config=untied)
+
+
+FOREIGN = ("crf.transitions", "my_head.weight", "classifier.0.weight", "log_sigma")
+
+
+def test_tensors_that_no_bert_has_are_left_out_in_one_line(theirs, tmp_path, caplog):
+    def change(tensors):
+        return tensors | {name: torch.zeros(3, 2) for name in FOREIGN}
+
+    directory = copy_with(theirs, tmp_path, change)
+    with caplog.at_level(logging.WARNING, logger="bertjax.pretrained"):
+        _, params = load_pretrained(BertForPreTraining, directory)
+    (line,) = caplog.messages
+    start = f"{directory}: left out 4 tensors that no BERT has: "
+    assert line.startswith(start)
+    assert sorted(line.removeprefix(start).split(", ")) == sorted(FOREIGN)
+    assert_equal(params, load_pretrained(BertForPreTraining, theirs[1])[1])
+    lines = convert(ConvertConfig(str(directory), "nowhere", dry_run=True)).splitlines()
+    assert {f"drop  {name} [3, 2]" for name in FOREIGN} < set(lines)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "bert."])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert.embeddings.word_embeding.weight",
+        "bert.something",
+        "embeddings.LayerNorm.scale",
+        "encoder.layers.0.output.dense.weight",
+        "pooler.dens.weight",
+        "cls.predictions.transforms.dense.weight",
+    ],
+)
+def test_no_tensor_in_a_part_of_bert_is_left_out(theirs, tmp_path, prefix, name):
+    """A head is, by the names that it has; what is misspelt is told."""
+    name = prefix + name
+    directory = copy_with(theirs, tmp_path, lambda tensors: tensors | {name: torch.zeros(3, 2)})
+    for model_class in (BertForPreTraining, BertModel):
+        with pytest.raises(InputError, match=rf"1 tensors do not fit: unexpected {name} \[3, 2\]$"):
+            load_pretrained(model_class, directory)

@@ -19,12 +19,23 @@ _HEAD = re.compile(
     r"(pooler|crossattention|cls\.predictions|cls\.seq_relationship|classifier|qa_outputs)\."
 )
 
+# Every tensor of these parts, but for the layers of cross-attention, which are those of attention.
+_HEAD_TENSOR = re.compile(
+    r"(bert\.)?(encoder\.layer\.\d+\.crossattention\..+|"
+    r"(pooler\.dense|cls\.predictions(\.(transform\.(dense|LayerNorm)|decoder))?"
+    r"|cls\.seq_relationship|classifier|qa_outputs)\.(weight|bias))"
+)
+
 # Tensors of a torch checkpoint that its model does not use, where ours has no parameter for them:
 # repetitions, and the absolute positions of a model with relative ones (transformers 4).
 _REDUNDANT = re.compile(
     r"(^|\.)(embeddings\.(token_type_ids|position_ids|position_embeddings\.weight)"
     r"|cls\.predictions\.decoder\.(weight|bias))$"
 )
+
+# The modules of every BERT, as torch and TensorFlow write them. A tensor in them that has no place
+# means that the model is another one, or a name misspelt: it is never just left out.
+_OF_BERT = re.compile(r"(bert|embeddings|encoder|pooler|cls)[./]")
 
 
 @dataclasses.dataclass
@@ -53,7 +64,8 @@ def match(
     """Find every parameter's tensors in a checkpoint.
 
     A part of the head that the checkpoint lacks as a whole is left to be initialised, and heads
-    that the model lacks are left out: both are named in the log, in one line each.
+    that the model lacks are left out, as is what no BERT has: each of these three is named in the
+    log, in one line.
 
     Args:
       wanted: the model's parameter tree, of anything with a shape.
@@ -74,9 +86,21 @@ def match(
     expected = {name: tensor.shape for name, (_, tensor) in path_of_tensor.items()}
     _take_from_decoder(by_name, expected, tied=config.tie_word_embeddings)
     extra = [name for name in by_name if name not in expected and not _REDUNDANT.search(name)]
-    left_out = [name for name in extra if _HEAD.match(name)]
+    left_out = [name for name in extra if _HEAD_TENSOR.fullmatch(name)]
     if left_out:
         _LOG.info("%s: left out %d tensors: %s", source, len(left_out), ", ".join(left_out))
+    foreign = [
+        name
+        for name in extra
+        if name not in left_out and not _OF_BERT.match(canonical(by_name[name]))
+    ]
+    if foreign:
+        _LOG.warning(
+            "%s: left out %d tensors that no BERT has: %s",
+            source,
+            len(foreign),
+            ", ".join(by_name[name] for name in foreign),
+        )
     missing = [name for name in expected if name not in by_name]
     new = _whole_heads(missing, expected)
     misshapen = [
@@ -89,7 +113,7 @@ def match(
     faults += [
         f"unexpected {by_name[name]} {list(shapes[by_name[name]])}"
         for name in extra
-        if name not in left_out
+        if name not in left_out and name not in foreign
     ]
     if not ignore_mismatched_sizes:
         faults += [
