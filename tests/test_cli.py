@@ -315,7 +315,7 @@ def test_init_from(bad_run, tmp_path):
     params = jax.jit(model.init)(jax.random.key(0), ids)["params"]
     save_pretrained(tmp_path / "model", model, params)
     line = bad_run("--init-from", tmp_path / "model", "--model.intermediate-size", "96")
-    assert "bert.encoder.layer.0.intermediate.dense.bias [64], the config says [96]" in line
+    assert "bert.encoder.layer.0-1.intermediate.dense.bias [64], the config says [96]" in line
     weights = tmp_path / "model" / "model.safetensors"
     content = weights.read_bytes()
     for damaged in (content[: len(content) // 2], content[:5], b"", b"PK\3\4" + content):

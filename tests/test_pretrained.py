@@ -255,11 +255,34 @@ def test_everything_amiss_is_listed_at_once(theirs, tmp_path):
         f"{directory}: 4 tensors do not fit: "
         "missing bert.encoder.layer.1.output.dense.weight [24, 40]; "
         "missing bert.pooler.dense.bias [24]; "
-        "unexpected bert.encoder.layer.2.output.dense.bias [24]; "
-        "misshapen bert.encoder.layer.0.output.dense.bias [7], the config says [24]"
+        "misshapen bert.encoder.layer.0.output.dense.bias [7], the config says [24]; "
+        "unexpected bert.encoder.layer.2.output.dense.bias [24]"
     )
     with pytest.raises(InputError, match=r"layer\.2\.output"):
         load_pretrained(BertModel, directory)
+
+
+def test_the_same_fault_of_several_layers_is_told_once(theirs, tmp_path):
+    def change(tensors):
+        for layer in (2, 3, 4, 7, 10, 11):
+            tensors[f"bert.encoder.layer.{layer}.output.dense.bias"] = torch.zeros(24)
+        tensors["bert.encoder.layer.6.output.dense.bias"] = torch.zeros(8)
+        for layer in (0, 1):
+            tensors[f"bert.encoder.layer.{layer}.output.LayerNorm.bias"] = torch.zeros(8)
+        tensors["bertt.encoder.layer.1.output.dense.bias"] = torch.zeros(24)
+        return tensors
+
+    directory = copy_with(theirs, tmp_path, change)
+    with pytest.raises(InputError) as caught:
+        load_pretrained(BertForPreTraining, directory)
+    start, *faults = re.split(r": (?=misshapen)|; ", str(caught.value))
+    assert start == f"{directory}: 10 tensors do not fit"
+    assert sorted(faults) == [
+        "misshapen bert.encoder.layer.0-1.output.LayerNorm.bias [8], the config says [24]",
+        "unexpected bert.encoder.layer.2-4,7,10-11.output.dense.bias [24]",
+        "unexpected bert.encoder.layer.6.output.dense.bias [8]",
+        "unexpected bertt.encoder.layer.1.output.dense.bias [24]",
+    ]
 
 
 def test_config_that_contradicts_the_weights(theirs):

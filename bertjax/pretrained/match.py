@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bertjax.config import BertConfig
@@ -36,6 +36,8 @@ _REDUNDANT = re.compile(
 # The modules of every BERT, as torch and TensorFlow write them. A tensor in them that has no place
 # means that the model is another one, or a name misspelt: it is never just left out.
 _OF_BERT = re.compile(r"(bert|embeddings|encoder|pooler|cls)[./]")
+
+_LAYER = re.compile(r"(?<=\blayer[._])(0|[1-9][0-9]*)(?=[./])")
 
 
 @dataclasses.dataclass
@@ -86,21 +88,9 @@ def match(
     expected = {name: tensor.shape for name, (_, tensor) in path_of_tensor.items()}
     _take_from_decoder(by_name, expected, tied=config.tie_word_embeddings)
     extra = [name for name in by_name if name not in expected and not _REDUNDANT.search(name)]
-    left_out = [name for name in extra if _HEAD_TENSOR.fullmatch(name)]
-    if left_out:
-        _LOG.info("%s: left out %d tensors: %s", source, len(left_out), ", ".join(left_out))
-    foreign = [
-        name
-        for name in extra
-        if name not in left_out and not _OF_BERT.match(canonical(by_name[name]))
-    ]
-    if foreign:
-        _LOG.warning(
-            "%s: left out %d tensors that no BERT has: %s",
-            source,
-            len(foreign),
-            ", ".join(by_name[name] for name in foreign),
-        )
+    heads = [name for name in extra if _HEAD_TENSOR.fullmatch(name)]
+    unexpected = [by_name[name] for name in extra if name not in heads]
+    foreign = [name for name in unexpected if not _OF_BERT.match(canonical(name))]
     missing = [name for name in expected if name not in by_name]
     new = _whole_heads(missing, expected)
     misshapen = [
@@ -109,27 +99,62 @@ def match(
         if name in by_name and shapes[by_name[name]] not in (tensor.shape, tensor.pruned_shape)
     ]
 
-    faults = [f"missing {name} {list(expected[name])}" for name in missing if name not in new]
-    faults += [
-        f"unexpected {by_name[name]} {list(shapes[by_name[name]])}"
-        for name in extra
-        if name not in left_out and name not in foreign
-    ]
+    faults = [("missing", name, f"{list(expected[name])}") for name in missing if name not in new]
     if not ignore_mismatched_sizes:
         faults += [
-            f"misshapen {by_name[name]} {list(shapes[by_name[name]])}, the config says "
-            f"{list(expected[name])}"
+            ("misshapen", by_name[name], f"{list(shapes[by_name[name]])}, the config says {wanted}")
             for name in misshapen
+            for wanted in (list(expected[name]),)
         ]
-    if faults:
-        raise InputError(f"{source}: {len(faults)} tensors do not fit: " + "; ".join(faults))
+    if faults or len(unexpected) > len(foreign):  # then a foreign name may well be a wrong one
+        faults += [("unexpected", name, f"{list(shapes[name])}") for name in unexpected]
+        told = "; ".join(_by_layers(faults))
+        raise InputError(f"{source}: {len(faults)} tensors do not fit: {told}")
     fresh = {path_of_tensor[name][0] for name in [*new, *misshapen]}
-    if fresh:
-        reason = "not in the checkpoint" + (", or of another shape there" if misshapen else "")
-        _LOG.warning("%s: newly initialised, %s: %s", source, reason, ", ".join(sorted(fresh)))
+    _log_what_differs(source, heads, foreign, fresh, other_shapes=bool(misshapen))
     sources = {name: by_name[name] for name in expected if name in by_name}
     tied = names.BIAS in expected and names.DECODER not in expected
     return Match(sources, fresh, by_name.get(names.DECODER) if tied else None)
+
+
+def _log_what_differs(
+    source: str,
+    heads: Sequence[str],
+    foreign: Sequence[str],
+    fresh: Iterable[str],
+    *,
+    other_shapes: bool,
+) -> None:
+    if heads:
+        _LOG.info("%s: left out %d tensors: %s", source, len(heads), ", ".join(heads))
+    if foreign:
+        count, told = len(foreign), ", ".join(foreign)
+        _LOG.warning("%s: left out %d tensors that no BERT has: %s", source, count, told)
+    if fresh:
+        reason = "not in the checkpoint" + (", or of another shape there" if other_shapes else "")
+        _LOG.warning("%s: newly initialised, %s: %s", source, reason, ", ".join(sorted(fresh)))
+
+
+def _by_layers(faults: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    """Yield in words (what, tensor, more); the same of a tensor of several layers in one."""
+    layers: dict[tuple[str, ...], list[int]] = {}
+    for what, name, more in faults:
+        before, number, after = [*_LAYER.split(name, 1), "", ""][:3]
+        numbers = layers.setdefault((what, before, after, more), [])
+        numbers += [int(number)] if number else []
+    for (what, before, after, more), numbers in layers.items():
+        yield f"{what} {before}{_ranges(numbers)}{after} {more}"
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Return numbers as such as 0,2-4."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    return ",".join("-".join(map(str, ends)) for ends in ranges)
 
 
 def _take_from_decoder(by_name: dict[str, str], expected: Iterable[str], *, tied: bool) -> None:
