@@ -3,6 +3,10 @@
 `PREFIX.index` is a sorted table of the variables' types, shapes and places, as protocol buffers;
 `PREFIX.data-00000-of-00001` and so on hold the bytes.
 (TensorFlow: core/util/tensor_bundle/tensor_bundle.cc, core/protobuf/tensor_bundle.proto.)
+
+Of TensorFlow's format a BERT's checkpoint uses little, which this module and `sstable` read to the
+bit: the tests hold them against files that TensorFlow wrote. Nothing else in bertjax would use
+TensorFlow, so that it would be a dependency for this alone.
 """
 
 import math
