@@ -29,14 +29,15 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "heads": ("model",),
     "mlp": ("model",),
     "vocab": ("model", "fsdp"),
+    "width": ("fsdp",),
     None: (),
 }
 
 # (pattern of the end of a parameter's path, its logical axes without the leading layer axis).
-# Embedding tables are split over the vocabulary only: with the hidden axis split, XLA
-# rematerialises the lookup's gradient on meshes that mix fsdp and model.
+# Word embeddings are split over the vocabulary. Their width is split only where the mesh is of fsdp
+# alone and does not divide the vocabulary: on mixed meshes XLA rematerialises the lookup's output.
 PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"word_embeddings/embedding", ("vocab", None)),
+    (r"word_embeddings/embedding", ("vocab", "width")),
     (r"(position|token_type)_embeddings/embedding", (None, None)),
     (r"distance_embedding/embedding", (None, None)),
     (r"LayerNorm/(scale|bias)", (None,)),
@@ -50,7 +51,7 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layer/output/dense/bias", (None,)),
     (r"(pooler|transform)/dense/kernel", ("embed", None)),
     (r"(pooler|transform)/dense/bias", (None,)),
-    (r"predictions/decoder/kernel", (None, "vocab")),
+    (r"predictions/decoder/kernel", ("width", "vocab")),
     (r"predictions/bias", ("vocab",)),
     (r"enc_to_dec_proj/kernel", ("embed", None)),
     (r"enc_to_dec_proj/bias", (None,)),
@@ -127,15 +128,21 @@ def partition_spec(path: str, shape: Sequence[int], mesh: Mesh) -> P:
     """Return how the mesh splits a parameter.
 
     An axis that its mesh axes do not divide is left whole, as a vocabulary of 30,522 must be on 8
-    devices: the last mesh axis is dropped first, then the next.
+    devices: the last mesh axis is dropped first, then the next. A `width` is split only where its
+    vocabulary is whole, on a mesh of `fsdp` alone.
     """
-    spec: list[tuple[str, ...] | None] = []
-    for size, name in zip(shape, logical_axes(path, len(shape)), strict=True):
+
+    def split(size: int, name: str | None) -> tuple[str, ...] | None:
         axes = tuple(axis for axis in RULES[name] if mesh.shape[axis] > 1)
         while axes and size % math.prod(mesh.shape[axis] for axis in axes):
             axes = axes[:-1]
-        spec.append(axes or None)
-    return P(*spec)
+        return axes or None
+
+    names = logical_axes(path, len(shape))
+    spec = dict(zip(names, map(split, shape, names), strict=True))
+    if spec.get("vocab") or mesh.shape["fsdp"] < math.prod(mesh.shape.values()):
+        spec["width"] = None
+    return P(*(spec[name] for name in names))
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:

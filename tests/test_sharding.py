@@ -89,12 +89,22 @@ def test_large_parameters_are_split_over_fsdp_and_model():
 
 def test_an_axis_that_the_mesh_does_not_divide_stays_whole():
     path = "bert/embeddings/word_embeddings/embedding"
-    assert sharding.partition_spec(path, (30522, 768), FakeMesh(1, 8, 1)) == P(None, None)
+    for mixed in (FakeMesh(2, 8, 1), FakeMesh(1, 8, 4)):
+        assert sharding.partition_spec(path, (30521, 768), mixed) == P(None, None)
     # 30,522 = 2 x 3 x 5,087: the model axis divides it, model x fsdp does not.
     assert sharding.partition_spec(path, (30522, 768), FakeMesh(1, 8, 2)) == P(("model",), None)
     assert sharding.partition_spec(path, (30528, 768), FakeMesh(1, 8, 2)) == P(
         ("model", "fsdp"), None
     )
+
+
+def test_fsdp_alone_splits_every_large_parameter_over_all_devices():
+    mesh = FakeMesh(1, 8, 1)
+    for fields in ({}, {"tie_word_embeddings": False}):
+        for path, shape in paths(vocab_size=30522, **fields).items():
+            spec = sharding.partition_spec(path, shape, mesh)
+            if np.prod(shape) >= 768 * 768:
+                assert sum(axes is not None for axes in spec) == 1, (path, spec)
 
 
 def test_optimizer_state_is_sharded_like_the_parameters():

@@ -53,6 +53,14 @@ def test_large_leaves_are_really_split(meshes):
 
 
 @pytest.mark.slow
+def test_a_vocabulary_that_fsdp_does_not_divide(meshes):
+    np.testing.assert_allclose(meshes["odd 1x8x1"], meshes["odd 1x1x1"], rtol=TOLERANCE)
+    placement = meshes["odd placement"]
+    found = [sizes for path, sizes in placement.items() if "word_embeddings" in path]
+    assert found == [[[511, 64], [511, 8]]] * 3  # the parameter and both moments
+
+
+@pytest.mark.slow
 def test_two_processes_equal_one():
     code, out, err = run("tests.workers.meshes", "one", 0, devices=8)
     assert code == 0, err

@@ -28,6 +28,7 @@ CONFIG = BertConfig(
     max_position_embeddings=32,
     scan_unroll=1,
 )
+ODD = dataclasses.replace(CONFIG, vocab_size=511)  # which no mesh divides
 
 
 def batches(rows):
@@ -50,10 +51,12 @@ def batches(rows):
         yield {name: array[slice(*rows)] for name, array in batch.items()}
 
 
-def losses(mesh_config, *, devices=None, accumulation_steps=1, dropout=0.1, fingerprint=None):
+def losses(
+    mesh_config, *, config=CONFIG, devices=None, accumulation_steps=1, dropout=0.1, fingerprint=None
+):
     """Train STEPS steps and return the loss and gradient norm of each."""
     config = dataclasses.replace(
-        CONFIG, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
+        config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
     )
     mesh = sharding.make_mesh(mesh_config, devices)
     objective = PretrainingObjective(BertForPreTraining(config))
@@ -86,11 +89,15 @@ def placement(found):
 def main():
     if sys.argv[1] == "meshes":
         found = {}
+        odd = {}
         result = {
             "1x1x1": losses(MeshConfig(1, 1, 1), devices=jax.devices()[:1]),
             "8x1x1": losses(MeshConfig(8, 1, 1)),
             "1x8x1": losses(MeshConfig(1, 8, 1)),
             "2x2x2": losses(MeshConfig(2, 2, 2), fingerprint=placement(found)),
+            "odd 1x1x1": losses(MeshConfig(1, 1, 1), config=ODD, devices=jax.devices()[:1]),
+            "odd 1x8x1": losses(MeshConfig(1, 8, 1), config=ODD, fingerprint=placement(odd)),
+            "odd placement": odd,
             "accumulation 1": losses(MeshConfig(2, 2, 2), dropout=0.0),
             "accumulation 4": losses(MeshConfig(2, 2, 2), dropout=0.0, accumulation_steps=4),
             "placement": found,
