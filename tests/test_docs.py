@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from bertjax import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 from bertjax.pretrained import abstract_params, save_pretrained
@@ -56,8 +58,14 @@ def test_readme_python_examples(tmp_path, monkeypatch):
         ("uncased_L-12_H-768_A-12", "tf1"),
         ("owner/model", "hf"),
         ("flax_dir", "flax"),
+        ("torch_dir", "hf"),
+        ("runs/base/model", "hf"),
     ):
         save_pretrained(directory, model, params, tokenizer, to=to)
+    weights = Path("torch_dir", "model.safetensors")
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    Path("runs/base/checkpoints").mkdir()
     save_pretrained("owner/classifier", classifier, quick_params(classifier), tokenizer)
     ids = jnp.ones((2, 8), jnp.int32)
     encoder = abstract_params(BertModel(small))
@@ -66,6 +74,7 @@ def test_readme_python_examples(tmp_path, monkeypatch):
         "mask": ids,
         "types": ids,
         "positions": ids[:, :3],
+        "tokens": ids,
         "labels": ids[:, 0],
         "key": jax.random.key(1),
         "shardings": state_shardings(encoder, make_mesh(MeshConfig(), jax.devices()[:1])),
@@ -73,13 +82,21 @@ def test_readme_python_examples(tmp_path, monkeypatch):
     sizes = "vocab_size=50, hidden_size=16, num_attention_heads=4, intermediate_size=20"
     for block in blocks:
         exec(block.replace('preset("base"', f'preset("tiny", {sizes}'), names)
-        if "prediction_logits" in block:
+        if "BertConfig.preset" in block:
             assert names["output"].prediction_logits.shape == (2, 3, 50)
         if "BertForMultipleChoice" in block:
             shapes = {name: names[name].shape for name in ("guesses", "follows", "tags", "right")}
             assert shapes == {"guesses": (2, 3), "follows": (2,), "tags": (2, 8), "right": (2,)}
             assert names["output"].logits.shape == (2, 2)
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    for written in (
+        "out/model.safetensors",
+        "shards/model.safetensors",
+        "flax_out/flax_model.msgpack",
+        "from_torch/model.safetensors",
+        "tf_out/bert_model.ckpt.index",
+        "orbax_out/params/_METADATA",
+    ):
+        assert (tmp_path / written).is_file()
     assert names["written"].sequences.shape == (4, 16)
     assert names["targets"].shape == (2, 9)
     assert set(names["both"]["decoder"]["bert"]["encoder"]["layer"]) == {"crossattention"}
