@@ -24,6 +24,7 @@ from bertjax.pretrained.formats import FORMATS, WRITERS, parse_size
 from bertjax.pruning import prune_heads
 from bertjax.run_config import MeshConfig
 from bertjax.sharding import make_mesh, state_shardings
+from tests import processes
 from tests.models import assert_same_trees
 from tests.peers import quick_params, torch_peer
 
@@ -266,6 +267,22 @@ def test_parameters_that_are_sharded(to, tmp_path):
     assert_same_trees(back, params)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_parameters_split_over_eight_devices(to, tmp_path):
+    config = BertConfig.preset("tiny", vocab_size=510, hidden_size=32, num_attention_heads=4)
+    model = bertjax.BertForPreTraining(config)
+    save_pretrained(tmp_path, model, quick_params(model), to=to)
+    code, out, err = processes.run("tests.workers.load_sharded", tmp_path, devices=8)
+    assert code == 0, err
+    for mesh, parameters in json.loads(out).items():
+        for path, (size, part) in parameters.items():
+            if path.endswith(("query/kernel", "layer/output/dense/kernel")):
+                assert size == part * (4 if mesh == "2x2x2" else 8), (mesh, path)
+            elif path.endswith("word_embeddings/embedding"):
+                assert size == part * (8 if mesh == "1x8x1" else 2), (mesh, path)
+
+
 def test_the_class_is_told_by_the_tensors_where_the_config_does_not(tmp_path):
     # Multiple choice and token classification have the tensors of a sequence classifier.
     for name in set(CLASSES) - {"BertForMultipleChoice", "BertForTokenClassification"}:
@@ -323,6 +340,17 @@ def test_model_card(tmp_path):
     (tmp_path / "README.md").write_text("my own words")
     save_pretrained(tmp_path, model, params)
     assert (tmp_path / "README.md").read_text() == "my own words"
+
+
+def test_a_tokenizer_with_more_pieces_than_the_model_has_rows(tmp_path, caplog):
+    words = tmp_path / "vocab.txt"
+    words.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]) + "\n")
+    tokenizer = bertjax.BertTokenizer.from_vocab(words)
+    for rows in (7, 6):
+        model, params = make("BertModel", dataclasses.replace(CONFIG, vocab_size=rows))
+        save_pretrained(tmp_path / f"{rows}", model, params, tokenizer)
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path / '6'}: the tokenizer has ids up to 6, the model word ")
 
 
 def test_other_files_of_a_directory_stay(tmp_path):

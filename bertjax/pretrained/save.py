@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,11 +16,14 @@ from jax.typing import DTypeLike
 
 from bertjax.config import BertConfig
 from bertjax.encoder_decoder import EncoderDecoderModel
+from bertjax.encoder_decoder_config import AnyConfig
 from bertjax.errors import InputError
 from bertjax.pretrained import formats, names
 from bertjax.pretrained.model_card import model_card
 from bertjax.pretrained.progress import watching
 from bertjax.run_config import WriteFormat
+
+_LOG = logging.getLogger(__name__)
 
 CARD = "README.md"
 
@@ -59,6 +63,7 @@ def save_pretrained(
     """
     directory = Path(directory)
     check_format(to, model, params)
+    _check_ids(directory, model.config, tokenizer)
     kind = formats.FORMATS[to]
     config = dataclasses.replace(model.config, other=_other(model, dtype))
     shard_bytes = formats.parse_size(max_shard_size)
@@ -113,6 +118,22 @@ def check_format(to: str, model: Any, params: Mapping[str, Any]) -> None:
             tensor.name
             for path, leaf in names.parameters(params)
             for tensor in names.hf_tensors(path, leaf.shape, model.config)
+        )
+
+
+def _check_ids(directory: Path, config: AnyConfig, tokenizer: Any) -> None:
+    """Warn of a tokenizer that gives ids which the model has no word embeddings for."""
+    pieces: dict[str, int] = getattr(getattr(tokenizer, "backend", tokenizer), "get_vocab", dict)()
+    halves = (config,) if isinstance(config, BertConfig) else (config.encoder, config.decoder)
+    rows = min(half.vocab_size for half in halves)
+    last = max(pieces.values(), default=0)
+    if last >= rows:
+        _LOG.warning(
+            "%s: the tokenizer has ids up to %d, the model word embeddings for those below %d; "
+            "enlarge it with bertjax.resizing.resize_token_embeddings",
+            directory,
+            last,
+            rows,
         )
 
 
