@@ -67,11 +67,6 @@ class BertEmbeddings(nn.Module):
         else:
             hidden = jnp.asarray(inputs_embeds, self.dtype)
         batch, length = hidden.shape[:2]
-        if length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"sequences of {length} tokens are over max_position_embeddings "
-                f"{self.config.max_position_embeddings}"
-            )
         if token_type_ids is None:
             token_type_ids = jnp.zeros((batch, length), jnp.int32)
         hidden += self.token_type_embeddings(token_type_ids)
@@ -179,9 +174,10 @@ class BertModel(PretrainedModule):
           deterministic: no dropout; False needs `rngs={"dropout": key}`.
 
         Raises:
-          ValueError: T over max_position_embeddings, both or neither of the two inputs, a mask of
-            another rank, an argument of decoders for an encoder, or one that does not fit; more
-            tokens than the cache has room for, as far as its `length` is not traced.
+          ValueError: T over max_position_embeddings (but for a cache with places), both or neither
+            of the two inputs, a mask of another rank, an argument of decoders for an encoder, or
+            one that does not fit; more tokens than the cache has room for, as far as its `length`
+            is not traced.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -221,17 +217,23 @@ class BertModel(PretrainedModule):
     def _cache(
         self, rows: Input | None, past: Cache | None, use_cache: bool | None
     ) -> Cache | None:
-        """Return the cache to write to, an empty one where it is asked for but not given."""
+        """Return the cache to write to, an empty one where it is asked for but not given.
+
+        The tokens are checked against the positions, or the room of the cache.
+        """
         if (use_cache or past is not None) and not self.config.is_decoder:
             raise ValueError("past_key_values and use_cache are for decoders: is_decoder is off")
         if rows is None:
             return None  # the embeddings refuse that
-        if past is not None:
+        if past is not None:  # its tokens may be several at one place
             check_cache(past, self.config, *rows.shape[:2])
-        elif use_cache:
-            room = self.config.max_position_embeddings
-            past = init_cache(self.config, rows.shape[0], room, self.dtype)
-        return past
+            return past
+        longest = self.config.max_position_embeddings
+        if rows.shape[1] > longest:
+            raise ValueError(
+                f"sequences of {rows.shape[1]} tokens are over max_position_embeddings {longest}"
+            )
+        return init_cache(self.config, rows.shape[0], longest, self.dtype) if use_cache else None
 
     def _source(
         self,

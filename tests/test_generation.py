@@ -105,12 +105,19 @@ BEAMS = {
         "repetition_penalty": 1.3,
         "num_return_sequences": 2,
     },
+    "more than positions": {"num_beams": 60, "eos_token_id": 44, "num_return_sequences": 3},
 }
 
 
 @pytest.mark.parametrize(
     ("name", "config"),
-    [("plain", DECODER), ("short", DECODER), ("ends", CROSS), ("long, early", CROSS)],
+    [
+        ("plain", DECODER),
+        ("short", DECODER),
+        ("more than positions", DECODER),
+        ("ends", CROSS),
+        ("long, early", CROSS),
+    ],
 )
 def test_beams_are_those_of_transformers(name, config):
     model, params, peer = pair(config)
