@@ -107,8 +107,14 @@ class Cache:
         return dataclasses.replace(self, layers=jax.tree.map(take, self.layers))
 
     def crop(self, length: ArrayLike) -> "Cache":
-        """Forget all tokens but the first `length`; where there are no more, nothing changes."""
-        kept = jnp.minimum(self.length, jnp.asarray(length, jnp.int32))
+        """Forget all tokens but the first `length`, or the last -`length` where it is negative.
+
+        Where there are no more than `length`, nothing changes; where there are no more than
+        -`length`, none stays. Negative numbers are those of transformers.
+        """
+        length = jnp.asarray(length, jnp.int32)
+        kept = jnp.minimum(self.length, length)
+        kept = jnp.where(length < 0, jnp.maximum(0, self.length + length), kept)
         return dataclasses.replace(self, length=kept)
 
     def resize(self, max_length: int, places: jax.Array | None = None) -> "Cache":

@@ -264,6 +264,19 @@ def test_crop_resize_and_read_on():
     assert got.past_key_values.crop(3).resize(3).max_length == 3
 
 
+@pytest.mark.parametrize(("length", "kept"), [(-1, 9), (-4, 6), (-10, 0), (-11, 0), (0, 0)])
+def test_crop_removes_the_last_tokens_as_in_transformers(length, kept):
+    cache = init_cache(DECODER, 2, 16)
+    cache = dataclasses.replace(cache, length=jnp.int32(10))
+    assert int(cache.crop(length).length) == kept
+    assert int(jax.jit(lambda c, n: c.crop(n))(cache, length).length) == kept
+    if length:  # in transformers 0 removes none; here it is the number that stays
+        peer = transformers.DynamicCache()
+        peer.update(torch.zeros(2, 4, 10, 8), torch.zeros(2, 4, 10, 8), 0)
+        peer.crop(length)
+        assert peer.get_seq_length() == kept
+
+
 def _assert_tail(whole, params, ids, other, given, got):
     spliced = np.concatenate([ids[:, :12], other[:, 12:24]], axis=1)
     want = whole(params, {"input_ids": spliced} | given)
