@@ -24,8 +24,9 @@ def run(config: EvaluateConfig) -> None:
     if output:
         check_free([output], config.overwrite)
     model = Finetuned(config, task)
+    threshold = model.null_threshold()
     split = model.read(files, with_labels=True)
-    scores = score(split.data, split.rows, model.logits(split.rows)).scores
+    scores = score(split.data, split.rows, model.logits(split.rows), threshold).scores
     if not scores:
         raise InputError(
             f"{', '.join(files)}: the examples have no labels to compare with; "
@@ -43,6 +44,7 @@ def run(config: EvaluateConfig) -> None:
             "split": config.split,
             "examples": len(split.data.examples),
             "left_out": len(split.data.skipped),
+            **({"null_threshold": threshold} if task.unanswerable else {}),
             "scores": scores,
         }
         with written_beside([output]) as (path,):

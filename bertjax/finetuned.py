@@ -25,6 +25,9 @@ from bertjax.splits import Split, configured_task, read_split
 from bertjax.tokenizer import BertTokenizer
 from bertjax.writing import make_scorer
 
+# A tuned threshold is the odds of one question; other batches change them by less than this.
+_SLACK = 1e-5
+
 
 def task_of(config: InferenceConfig) -> Task:
     """Return the task that the config names, or that the run does.
@@ -49,8 +52,6 @@ class Finetuned:
     Attributes:
       task: the task.
       labels: the task's names of the labels, in the model's order; empty where they have none.
-      null_threshold: odds above which it holds that a question has no answer, as they were tuned
-        when it was made; None if they were not.
 
     Raises:
       InputError: no such model, or not one for this task.
@@ -72,7 +73,6 @@ class Finetuned:
         self.task = task
         self.labels = fitting_labels(task, self._model_config, config.model)
         self._tokenizer = BertTokenizer.from_pretrained(config.model)
-        self.null_threshold = null_threshold(self._model_config)
         self._settings = _fitting_lengths(config.task, self._model_config)
 
     def read(self, files: Sequence[str], *, with_labels: bool) -> Split:
@@ -101,6 +101,19 @@ class Finetuned:
         batch_size = self._config.batch_size
         scorer = make_scorer(kind(model), self._mesh, shardings, batch_size, self._settings)
         return scorer.logits(params, rows, progress=self.writes)
+
+    def null_threshold(self) -> float:
+        """Say and return the odds above which a question has no answer: given, tuned, or 0."""
+        given = self._config.null_threshold
+        if not self.task.unanswerable:
+            return given or 0.0
+        tuned = null_threshold(self._model_config)
+        threshold = given if given is not None else tuned or 0.0
+        why = "as given" if given is not None else "which the model was tuned to"
+        if given is None and tuned is None:
+            why = "as the model was tuned to none"
+        say(f"no-answer threshold: {threshold:.4f}, {why}")
+        return threshold if given is not None or tuned is None else tuned + _SLACK
 
     @property
     def writes(self) -> bool:

@@ -30,7 +30,7 @@ from bertjax.errors import InputError
 from bertjax.squad_metrics import squad, squad_v2
 from bertjax.text_metrics import chrf, exact_match
 
-Metric = Callable[[Any, Any, Sequence[str]], dict[str, float]]
+Metric = Callable[..., dict[str, float]]
 
 
 def accuracy(

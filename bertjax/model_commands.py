@@ -31,6 +31,9 @@ class InferenceConfig:
     """Rows of one batch over all devices and hosts."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type."""
+    null_threshold: float | None = None
+    """Questions without an answer: how much "no answer" must score over the best one; if not given,
+    the threshold that the model was tuned to, else 0."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """The device mesh."""
     overwrite: bool = False
@@ -72,9 +75,6 @@ class PredictConfig(InferenceConfig):
     not given, the suffix of the output says."""
     with_inputs: bool = False
     """csv and jsonl: repeat the texts."""
-    null_threshold: float | None = None
-    """Questions without an answer: how much "no answer" must score over the best one; if not given,
-    the threshold that the model was tuned to, else 0."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,6 @@ from bertjax.report import say
 from bertjax.scoring import probabilities, score
 from bertjax.splits import Split, takes_lines
 
-# A tuned threshold is the odds of one question; other batches change them by less than this.
-_SLACK = 1e-5
-
 
 def run(config: PredictConfig) -> None:
     """Write the predictions, or print them.
@@ -39,7 +36,7 @@ def run(config: PredictConfig) -> None:
         paths = submissions.output_files(format, task, config.split, Path(config.output))
         check_free(paths, config.overwrite)
     model = Finetuned(config, task)
-    threshold = _null_threshold(config, model)
+    threshold = model.null_threshold()
     split = model.read(config.data, with_labels=False)
     logits = model.logits(split.rows)
     scored = score(split.data, split.rows, logits, threshold)
@@ -85,16 +82,6 @@ def _format(config: PredictConfig) -> PredictionFormat:
             f"({', '.join(get_args(PredictionFormat))})"
         )
     return cast(PredictionFormat, suffix)
-
-
-def _null_threshold(config: PredictConfig, model: Finetuned) -> float:
-    """Return the odds above which a question has no answer: as given, as tuned, or 0."""
-    if config.null_threshold is not None:
-        return config.null_threshold
-    if not model.task.unanswerable or model.null_threshold is None:
-        return 0.0
-    say(f"no-answer threshold: {model.null_threshold:.4f}, which the model was tuned to")
-    return model.null_threshold + _SLACK
 
 
 def _probabilities(split: Split, logits: tuple[list[np.ndarray], ...]) -> list[np.ndarray] | None:

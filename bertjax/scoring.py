@@ -122,8 +122,8 @@ def score(
       data: the examples.
       rows: what the model read of them.
       logits: what it said, from `Scorer.logits`.
-      null_threshold: odds above which a question has no answer, where there are no labels to find
-        the best threshold by.
+      null_threshold: odds above which a question has no answer, in the scores of one threshold,
+        and in predictions where there are no labels to find the best threshold by.
     """
     if isinstance(rows, QuestionRows):
         return _answers(data, rows, logits, null_threshold)
@@ -239,7 +239,8 @@ def _answers(
     examples = cast(Sequence[QuestionExample], data.examples)
     scores: dict[str, float] = {}
     if rows.positions is not None:
+        given = {"threshold": null_threshold} if unanswerable else {}
         for name in data.task.metrics:
-            scores |= METRICS[name](answers, examples, data.labels)
+            scores |= METRICS[name](answers, examples, data.labels, **given)
     final = best.choose(scores.get("best_f1_thresh", null_threshold))
     return Scored([final[example.id].text for example in examples], scores, best)

@@ -4,6 +4,7 @@ import collections
 import csv
 import json
 import re
+import shutil
 import string
 from pathlib import Path
 
@@ -228,6 +229,39 @@ def test_answers_score_as_by_the_official_script(name, models, predicted, tmp_pa
         assert line["context"][line["start"] : line["end"]] == line["prediction"]
         assert line["null_odds"] == pytest.approx(odds[line["id"]], abs=1e-5)
         assert sum(best["probability"] for best in line["n_best"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_evaluate_refuses_questions_as_predict_does(models, tmp_path, capsys):
+    """By the threshold that the model was tuned to, or the one given; the search stays."""
+    data, tuned = TASKS / DATA["squad_v2"], tmp_path / "tuned"
+    output = tmp_path / "scores"
+
+    def evaluated(model, *options):
+        options = ["--task.name", "squad_v2", "--data", data, "--output", output, *options]
+        capsys.readouterr()
+        assert cli.main([str(a) for a in ["evaluate", model, *options, "--overwrite"]]) == 0
+        return json.loads(output.read_text()), capsys.readouterr().err
+
+    shutil.copytree(models("squad_v2"), tuned)
+    plain, said = evaluated(tuned)
+    assert "no-answer threshold: 0.0000, as the model was tuned to none" in said
+    threshold = plain["scores"]["best_f1_thresh"]
+    config = json.loads((tuned / "config.json").read_text())
+    (tuned / "config.json").write_text(json.dumps(config | {"null_threshold": threshold}))
+    found, said = evaluated(tuned)
+    assert f"no-answer threshold: {threshold:.4f}, which the model was tuned to" in said
+    assert found["null_threshold"] == pytest.approx(threshold, abs=1e-4)
+    best = {name: value for name, value in plain["scores"].items() if name.startswith("best_")}
+    assert found["scores"]["f1"] == pytest.approx(best["best_f1"]) != plain["scores"]["f1"]
+    assert {name: found["scores"][name] for name in best} == pytest.approx(best, abs=1e-4)
+    predictions = ["predict", tuned, "--task.name", "squad_v2", "--data", data]
+    assert cli.main([str(a) for a in predictions]) == 0
+    answers = {line["id"]: line["prediction"] for line in lines_of(capsys.readouterr().out)}
+    exact, f1 = official(json.loads(data.read_text()), answers)
+    assert (found["scores"]["exact"], found["scores"]["f1"]) == pytest.approx((exact, f1))
+    found, said = evaluated(tuned, "--null-threshold", "-1e9")
+    assert "as given" in said
+    assert (found["scores"]["NoAns_f1"], found["scores"]["HasAns_f1"]) == (1, 0)
 
 
 @pytest.mark.slow
