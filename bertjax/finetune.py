@@ -76,6 +76,7 @@ def run(config: FinetuneConfig) -> None:
     bests = [Best(**best) for best in position["bests"]]
     if first_process:
         run_dir.claim(config)
+        _list_left_out(directory, {"train": train, "validation": held_out})
     keeper = Keeper(config, objective, tokenizer, held_out, mesh, shardings.params, bests)
     schedule = jax.jit(learning_rate_schedule(rule, steps))
     with Report(directory, steps=steps, first_step=start, enabled=first_process) as report:
@@ -130,6 +131,20 @@ def _read_splits(
     if not settings.validation:
         return train, None
     return train, read(settings.validation, "validation", labels=train.data.labels)
+
+
+def _list_left_out(directory: Path, splits: dict[str, Split | None]) -> None:
+    """Write down every example that was left out, and why; the news name the first alone."""
+    lines = [
+        f"{name}: {skipped}\n"
+        for name, split in splits.items()
+        if split is not None
+        for skipped in split.data.skipped
+    ]
+    if lines:
+        path = directory / run_dir.LEFT_OUT
+        path.write_text("".join(lines), "utf-8", errors="backslashreplace")
+        say(f"left out: {len(lines):,} in all, listed in {path}")
 
 
 def _objective(

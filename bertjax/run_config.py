@@ -326,7 +326,8 @@ class FinetuneConfig:
     task: TaskConfig = TaskConfig()
     """The task and its examples."""
     skip_bad: bool = False
-    """Leave out, count and list bad examples instead of stopping at the first."""
+    """Leave out, count and list bad examples instead of stopping at the first; left_out.txt in the
+    run directory has all of them."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
     """The optimizer."""
     lora: LoraConfig = LoraConfig(rank=0)

@@ -16,6 +16,7 @@ CHECKPOINTS = "checkpoints"
 DATASET = "dataset"
 MODEL = "model"
 ADAPTER = "adapter"
+LEFT_OUT = "left_out.txt"
 DONE = "DONE"
 
 RunConfig = PretrainConfig | FinetuneConfig

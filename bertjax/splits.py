@@ -161,8 +161,11 @@ def read_split(
     say(f"{name}: {len(data.examples):,} examples, {len(rows):,} rows")
     for skipped in data.skipped[:_TOLD]:
         say(f"{name}: left out {skipped}")
-    if len(data.skipped) > _TOLD:
-        say(f"{name}: left out {len(data.skipped)} in all")
+    left_out = len(data.skipped)
+    if left_out > _TOLD:
+        say(f"{name}: and {left_out - _TOLD:,} more")
+    if left_out or skip_bad:
+        say(f"{name}: left out {left_out:,} of {count + left_out:,} examples")
     cut = {"examples": (rows.truncated if isinstance(rows, TextRows) else 0, longest)}
     if isinstance(rows, TargetRows):
         lost = 0 if rows.targets is None else rows.targets.truncated

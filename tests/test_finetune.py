@@ -226,7 +226,29 @@ def test_bad_examples_may_be_left_out(base, tmp_path, capsys):
     told = capsys.readouterr().err
     assert "train: 3 examples, 3 rows" in told
     assert f"train: left out {file}, line 4: " in told
+    assert "train: left out 1 of 4 examples" in told
     assert scores_of(tmp_path / "run")
+
+
+def test_all_that_is_left_out_is_listed(base, tmp_path, capsys):
+    good, bad = tmp_path / "good.csv", tmp_path / "bad.csv"
+    good.write_text("text,category\nhello you,a\nthere now,b\n")
+    bad.write_text(good.read_text() + 12 * "lonely\n")
+    config = config_of(base, tmp_path / "run", "banking77", bad, epochs=1, skip_bad=True)
+    task = dataclasses.replace(config.task, validation=(str(good),))
+    finetune.run(dataclasses.replace(config, task=task))
+    told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert sum(line.startswith(f"train: left out {bad}, line ") for line in told) == 10
+    listed = tmp_path / "run" / "left_out.txt"
+    assert told[10:] == [
+        "train: left out 12 of 14 examples",
+        "validation: left out 0 of 2 examples",
+        f"left out: 12 in all, listed in {listed}",
+    ]
+    problem = "1 columns where 2 are expected"
+    assert listed.read_text().splitlines() == [
+        f"train: {bad}, line {number}: {problem}" for number in range(4, 16)
+    ]
 
 
 def test_a_run_on_some_of_the_examples(base, tmp_path, capsys):
