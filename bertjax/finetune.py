@@ -29,7 +29,7 @@ from bertjax.pretrained import abstract_params, formats
 from bertjax.report import OF_ONE_SEED, Report, draw_curves, read_metrics, say
 from bertjax.run_config import FinetuneConfig, OptimizerConfig
 from bertjax.sharding import global_batch, host_rows, state_shardings
-from bertjax.splits import Split, configured_task, read_split
+from bertjax.splits import Split, configured_task, read_split, source_config
 from bertjax.tokenizer import BertTokenizer
 from bertjax.train import (
     Batch,
@@ -126,7 +126,15 @@ def _read_splits(
     settings = config.task
     if not settings.train:
         raise InputError("task.train: name the training split's files, or tfds")
-    read = partial(read_split, task, settings, tokenizer=tokenizer, skip_bad=config.skip_bad)
+    model = source_config(formats.find_config(formats.locate(config.init_from)))
+    read = partial(
+        read_split,
+        task,
+        settings,
+        tokenizer=tokenizer,
+        skip_bad=config.skip_bad,
+        limit=model.max_position_embeddings,
+    )
     train = read(settings.train, "train", most=config.max_train_examples)
     if not settings.validation:
         return train, None

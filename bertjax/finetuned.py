@@ -21,7 +21,7 @@ from bertjax.report import say
 from bertjax.run_config import TaskConfig
 from bertjax.scoring import null_threshold
 from bertjax.sharding import state_shardings
-from bertjax.splits import Split, configured_task, read_split
+from bertjax.splits import Split, configured_task, read_split, source_config
 from bertjax.tokenizer import BertTokenizer
 from bertjax.writing import make_scorer
 
@@ -87,6 +87,7 @@ class Finetuned:
             labels=self.labels,
             skip_bad=config.skip_bad,
             with_labels=with_labels,
+            limit=source_config(self._model_config).max_position_embeddings,
         )
 
     def logits(self, rows: Rows) -> tuple[list[np.ndarray], ...]:
@@ -167,6 +168,6 @@ def _fitting_lengths(settings: TaskConfig, config: AnyConfig) -> TaskConfig:
     if isinstance(config, EncoderDecoderConfig):
         room = config.decoder.max_position_embeddings - 1  # the start token comes before
         longest = min(settings.target_length, room)
-        config, settings = config.encoder, dataclasses.replace(settings, target_length=longest)
-    length = min(settings.sequence_length, config.max_position_embeddings)
+        settings = dataclasses.replace(settings, target_length=longest)
+    length = min(settings.sequence_length, source_config(config).max_position_embeddings)
     return dataclasses.replace(settings, sequence_length=length)

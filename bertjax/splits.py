@@ -5,18 +5,24 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
+from bertjax.config import BertConfig
 from bertjax.data.examples import TextExample
 from bertjax.data.features import QuestionRows, TextRows, make_rows
 from bertjax.data.targets import TargetRows, target_rows
-from bertjax.data.task_data import TaskData, read_task
+from bertjax.data.task_data import TaskData, no_examples, read_task
+from bertjax.data.task_rows import BadRowError, Rejects
 from bertjax.data.tasks import Columns, Task, find_task
+from bertjax.encoder_decoder_config import AnyConfig, EncoderDecoderConfig
 from bertjax.errors import InputError
 from bertjax.metrics import FITTING, METRICS
 from bertjax.report import say
 from bertjax.run_config import TaskConfig
 from bertjax.tokenizer import BertTokenizer
 
+# A length that cuts nothing.
+_ENDLESS = 1 << 30
 # Bad examples that are told one by one.
 _TOLD = 10
 _COLUMNS = ("text_columns", "label_column", "label_columns", "choice_columns", "id_column")
@@ -65,6 +71,11 @@ def configured_task(settings: TaskConfig) -> Task:
             f"{changed.layout}"
         )
     return changed
+
+
+def source_config(config: AnyConfig) -> BertConfig:
+    """Return the config of the model that reads rows: of an encoder-decoder, of the encoder."""
+    return config.encoder if isinstance(config, EncoderDecoderConfig) else config
 
 
 def takes_lines(task: Task) -> bool:
@@ -131,6 +142,7 @@ def read_split(
     skip_bad: bool = False,
     with_labels: bool = True,
     most: int = 0,
+    limit: int = 0,
 ) -> Split:
     """Read a split, tokenize it, and say what is in it and what was left out.
 
@@ -144,20 +156,28 @@ def read_split(
       skip_bad: leave out bad examples.
       with_labels: whether labels are read.
       most: keep so many examples, drawn at random but always the same; 0 keeps all.
+      limit: tokens that the model takes. Where rows may be as long, a longer one is bad; where
+        they are shorter, that was chosen, and longer ones are cut.
 
     Raises:
-      InputError: see `read_task`.
+      InputError: see `read_task`; a row over the limit.
     """
     longest = settings.sequence_length
     source = files[0] if len(files) == 1 else files
     data = read_task(task, source, name, labels=labels, skip_bad=skip_bad, with_labels=with_labels)
     data = _with_fitting_metrics(data, settings.metrics)
     count = len(data.examples)
+    total = count + len(data.skipped)
     if 0 < most < count:
         kept = np.sort(np.random.default_rng(0).permutation(count)[:most])
-        data = dataclasses.replace(data, examples=tuple(data.examples[i] for i in kept))
+        data = _picked(data, kept)
         say(f"{name}: {most:,} of {count:,} examples, drawn at random")
     rows = _rows(data, settings, tokenizer)
+    if longest == limit and _cut(rows).any():
+        data = _without_too_long(data, settings, tokenizer, _cut(rows), skip_bad)
+        if not data.examples:
+            raise no_examples(source, name, data.skipped)
+        rows = _rows(data, settings, tokenizer)
     say(f"{name}: {len(data.examples):,} examples, {len(rows):,} rows")
     for skipped in data.skipped[:_TOLD]:
         say(f"{name}: left out {skipped}")
@@ -165,7 +185,7 @@ def read_split(
     if left_out > _TOLD:
         say(f"{name}: and {left_out - _TOLD:,} more")
     if left_out or skip_bad:
-        say(f"{name}: left out {left_out:,} of {count + left_out:,} examples")
+        say(f"{name}: left out {left_out:,} of {total:,} examples")
     cut = {"examples": (rows.truncated if isinstance(rows, TextRows) else 0, longest)}
     if isinstance(rows, TargetRows):
         lost = 0 if rows.targets is None else rows.targets.truncated
@@ -184,3 +204,39 @@ def _rows(
         return make_rows(data, tokenizer, longest, settings.doc_stride)
     texts = cast(Sequence[TextExample], data.examples)
     return target_rows(texts, tokenizer, longest, settings.target_length)
+
+
+def _picked(data: TaskData, kept: npt.NDArray[np.int64]) -> TaskData:
+    """Return some of the examples."""
+    examples = tuple(data.examples[i] for i in kept)
+    return dataclasses.replace(data, examples=examples, places=tuple(data.places[i] for i in kept))
+
+
+def _cut(rows: TextRows | QuestionRows | TargetRows) -> npt.NDArray[np.bool_]:
+    """Tell which examples lost tokens; windows lose none."""
+    rows = rows.sources if isinstance(rows, TargetRows) else rows
+    return rows.cut if isinstance(rows, TextRows) else np.zeros(1, bool)
+
+
+def _without_too_long(
+    data: TaskData,
+    settings: TaskConfig,
+    tokenizer: BertTokenizer,
+    too_long: npt.NDArray[np.bool_],
+    skip_bad: bool,
+) -> TaskData:
+    """Return the data without examples of more tokens than the model takes.
+
+    Raises:
+      InputError: bad examples are not to be left out.
+    """
+    limit, rejects = settings.sequence_length, Rejects(skip_bad)
+    rejected = _picked(data, np.flatnonzero(too_long))
+    uncut = dataclasses.replace(settings, sequence_length=_ENDLESS)
+    lengths = _rows(rejected, uncut, tokenizer).lengths
+    for place, length in zip(rejected.places, lengths, strict=True):
+        problem = f"{length:,} tokens, where the model takes {limit:,}"
+        remedy = f"have texts cut by a --task.sequence-length below {limit}"
+        rejects.reject(*place, BadRowError(problem, remedy))
+    skipped = (*data.skipped, *rejects.skipped)
+    return dataclasses.replace(_picked(data, np.flatnonzero(~too_long)), skipped=skipped)

@@ -251,6 +251,28 @@ def test_all_that_is_left_out_is_listed(base, tmp_path, capsys):
     ]
 
 
+LONG = " ".join(["the"] * 120)
+
+
+def test_texts_that_the_model_cannot_take_are_bad(base, tmp_path, capsys):
+    """96 tokens are what the model takes; a shorter row was chosen, and cuts."""
+    file = tmp_path / "long.csv"
+    file.write_text(f"text,category\nhello you,a\n{LONG},b\nthere now,b\n")
+    config = config_of(base, tmp_path / "run", "banking77", file, rows=96, epochs=1)
+    with pytest.raises(InputError) as told:
+        finetune.run(config)
+    assert str(told.value) == (
+        f"{file}, line 3: 122 tokens, where the model takes 96; have texts cut by a "
+        "--task.sequence-length below 96, or have such examples skipped (--skip-bad)"
+    )
+    finetune.run(dataclasses.replace(config, skip_bad=True))
+    assert "train: left out 1 of 3 examples" in capsys.readouterr().err
+    listed = (tmp_path / "run" / "left_out.txt").read_text().splitlines()
+    assert listed[0] == f"train: {file}, line 3: 122 tokens, where the model takes 96"
+    finetune.run(config_of(base, tmp_path / "cut", "banking77", file, rows=95, epochs=1))
+    assert "train: 1 examples are cut to 95 tokens" in capsys.readouterr().err
+
+
 def test_a_run_on_some_of_the_examples(base, tmp_path, capsys):
     file = TASKS / "snli/dev.csv"
     config = config_of(base, tmp_path / "run", "snli", file, epochs=1, max_train_examples=5)

@@ -49,7 +49,7 @@ class TextRows:
         has none. None where they are unknown.
       words: number, within its row, of the word that each token begins, else -1; None where words
         are not tagged.
-      truncated: examples that lost tokens.
+      cut: whether each example lost tokens, [N].
       pad_id: token of the padding.
     """
 
@@ -59,8 +59,13 @@ class TextRows:
     choices: int
     labels: np.ndarray | None
     words: Ints | None
-    truncated: int
+    cut: npt.NDArray[np.bool_]
     pad_id: int
+
+    @property
+    def truncated(self) -> int:
+        """Examples that lost tokens."""
+        return int(self.cut.sum())
 
     @property
     def lengths(self) -> Ints:
@@ -189,9 +194,7 @@ def text_rows(
 ) -> TextRows:
     """Tokenize texts or pairs; `choices` of them are one example, 0 for one each."""
     encodings = tokenizer.truncated_to(max_length).encode_batch(inputs)
-    cut = [bool(encoding.overflowing) for encoding in encodings]
-    truncated = sum(map(any, np.array(cut).reshape(-1, choices or 1)))
-    return _ragged(tokenizer, encodings, choices, labels, None, truncated)
+    return _ragged(tokenizer, encodings, choices, labels, None)
 
 
 def _tagged_rows(
@@ -209,8 +212,7 @@ def _tagged_rows(
                 for begun, example in zip(words, examples, strict=True)
             ]
         )
-    truncated = sum(bool(encoding.overflowing) for encoding in encodings)
-    return _ragged(tokenizer, encodings, 0, labels, np.concatenate(words), truncated)
+    return _ragged(tokenizer, encodings, 0, labels, np.concatenate(words))
 
 
 def _words_begun(word_ids: Sequence[int | None]) -> Ints:
@@ -231,8 +233,8 @@ def _ragged(
     choices: int,
     labels: np.ndarray | None,
     words: Ints | None,
-    truncated: int,
 ) -> TextRows:
+    cut = np.array([bool(encoding.overflowing) for encoding in encodings])
     sizes = np.array([len(encoding.ids) for encoding in encodings], np.int64)
     return TextRows(
         ids=np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings]),
@@ -241,6 +243,6 @@ def _ragged(
         choices=choices,
         labels=labels,
         words=words,
-        truncated=truncated,
+        cut=np.logical_or.reduce(cut.reshape(-1, choices or 1), axis=1),
         pad_id=tokenizer.pad_id,
     )

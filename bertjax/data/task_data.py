@@ -25,12 +25,14 @@ class TaskData:
         labels have no names.
       skipped: what was left out: bad examples, if they may be skipped, and those that the data set
         itself gives no label.
+      places: of each example, its file or data set and where it stands there.
     """
 
     task: Task
     examples: tuple[Example, ...]
     labels: tuple[str, ...]
     skipped: tuple[Skipped, ...]
+    places: tuple[tuple[str, str], ...] = ()
 
 
 def read_task(
@@ -82,14 +84,18 @@ def read_task(
         rows = [row and _without(row, hidden) for row in rows]
     infer = split.startswith("train")
     maker = ExampleMaker(task, columns, [row for row in rows if row is not None], labels, infer)
-    examples = make_examples(maker, rows, needs_label, rejects)
+    examples, places = make_examples(maker, rows, needs_label, rejects)
     if not examples:
-        name = source if isinstance(source, str) else ", ".join(source)
-        left_out = rejects.skipped
-        told = f"; all of {len(left_out)} were left out, as {left_out[0]}" if left_out else ""
-        raise InputError(f"{name}: no example in the {split} split{told}; give data with examples")
+        raise no_examples(source, split, rejects.skipped)
     task = dataclasses.replace(task, scheme=maker.scheme)
-    return TaskData(task, tuple(examples), maker.labels, tuple(rejects.skipped))
+    return TaskData(task, tuple(examples), maker.labels, tuple(rejects.skipped), tuple(places))
+
+
+def no_examples(source: str | Sequence[str], split: str, left_out: Sequence[Skipped]) -> InputError:
+    """Return what is wrong with a split that nothing is left of."""
+    name = source if isinstance(source, str) else ", ".join(source)
+    told = f"; all of {len(left_out)} were left out, as {left_out[0]}" if left_out else ""
+    return InputError(f"{name}: no example in the {split} split{told}; give data with examples")
 
 
 def _without(row: Row, hidden: Sequence[str]) -> Row:

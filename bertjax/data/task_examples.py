@@ -205,30 +205,31 @@ class ExampleMaker:
 
 def make_examples(
     maker: ExampleMaker, rows: Sequence[Row | None], needs_label: bool, rejects: Rejects
-) -> list[Example]:
-    """Make the examples of all rows that can be read.
+) -> tuple[list[Example], list[tuple[str, str]]]:
+    """Return the examples of all rows that can be read, and the source and place of each.
 
     Raises:
         InputError: a row is bad and may not be skipped, or has the id of another.
     """
     examples: list[Example] = []
-    places: dict[str, str] = {}
+    places: dict[str, tuple[str, str]] = {}
     for number, row in enumerate(rows):
         if row is None:
             continue
         try:
             example = maker.make(row, number, needs_label)
             if example is not None and example.id in places:
-                raise BadRowError(f"id {shorten(example.id)} is in {places[example.id]} already")
+                there = ", ".join(places[example.id])
+                raise BadRowError(f"id {shorten(example.id)} is in {there} already")
         except BadRowError as bad:
             rejects.reject(row.source, row.place, bad)
             continue
         if example is None:
             rejects.leave_out(row.source, row.place, "the data set gives it no label")
             continue
-        places[example.id] = f"{row.source}, {row.place}"
+        places[example.id] = row.source, row.place
         examples.append(example)
-    return examples
+    return examples, list(places.values())
 
 
 def _answer_fields(values: dict[str, Any]) -> list[tuple[Any, Any]]:

@@ -116,7 +116,7 @@ def make_rows(
         choices=0,
         labels=None,
         words=None,
-        truncated=0,
+        cut=np.zeros(len(sizes) - 1, bool),
         pad_id=tokenizer.pad_id,
     )
 
