@@ -29,7 +29,8 @@ def run(config: PredictConfig) -> None:
     task = task_of(config)
     if not config.data:
         raise InputError("data: name the examples to predict (files, a directory, or tfds)")
-    task = _reading_lines(task, config.data)
+    if config.task.layout is None:
+        task = _reading_lines(task, config.data)
     format = _format(config)
     paths = []
     if config.output:
@@ -63,7 +64,7 @@ def run(config: PredictConfig) -> None:
 def _reading_lines(task: Task, files: Sequence[str]) -> Task:
     """Return the task for plain text, one example a line, where that is what the files are."""
     plain = all(file.removesuffix(".gz").endswith(".txt") for file in files)
-    if plain and task.layout == "by_name" and takes_lines(task):
+    if plain and takes_lines(task):
         return dataclasses.replace(task, layout="lines")
     return task
 

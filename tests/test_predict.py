@@ -329,10 +329,41 @@ def test_plain_text_a_line_is_a_text(predicted, tmp_path):
         ("1", 'A "quote,\ta tab'),
         ("3", " I lost my card"),
     ]
+    emotions = lines_of(predicted("goemotions", data=texts, output=""))
+    assert [line["id"] for line in emotions] == ["0", "1", "3"]
+    layout = ("--task.layout", "quoted_tsv")
+    texts.write_text("hello\t27\tx\n")
+    (emotion,) = lines_of(predicted("goemotions", *layout, data=texts, output=""))
+    assert emotion["id"] == "x"
     table = tmp_path / "texts.csv"
     table.write_text('text\n" I lost my card"\n')
     (again,) = lines_of(predicted("banking77", data=table, output=""))
     assert again["probabilities"] == pytest.approx(found[2]["probabilities"], abs=2e-6)
+
+
+@pytest.mark.parametrize("name", ["snli", "csqa", "wnut17"])
+def test_rows_over_what_the_model_takes_are_bad(name, refused, predicted, tmp_path):
+    long = " ".join(["word"] * 300)
+    file, place = {
+        "snli": ("t.csv", "line 2"),
+        "csqa": ("t.jsonl", "line 1"),
+        "wnut17": ("t.conll", "line 1"),
+    }[name]
+    choices = [{"label": label, "text": "word"} for label in "ABCDE"]
+    text = {
+        "snli": f"premise,hypothesis\n{long},so\nso,so\n",
+        "csqa": json.dumps({"question": {"stem": long, "choices": choices}})
+        + "\n"
+        + json.dumps({"question": {"stem": "so", "choices": choices}}),
+        "wnut17": long.replace(" ", "\n") + "\n\nso\n",
+    }[name]
+    (tmp_path / file).write_text(text)
+    line = refused(name, "--data", str(tmp_path / file))
+    assert f"{tmp_path / file}, {place}: " in line
+    assert "tokens, where the model takes 96; have texts cut" in line
+    assert len(lines_of(predicted(name, "--skip-bad", data=tmp_path / file))) == 1
+    cut = ("--task.sequence-length", "90", "--overwrite")
+    assert len(lines_of(predicted(name, *cut, data=tmp_path / file))) == 2
 
 
 def test_labels_may_be_anything(predicted, tmp_path):

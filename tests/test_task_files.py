@@ -140,6 +140,21 @@ def test_multi_label(tmp_path: Path) -> None:
     assert [fact.label for fact in facts(data)] == [(1,), (), (0, 1)]
 
 
+def test_emotions_as_they_were_collected(tmp_path: Path) -> None:
+    """A column for each emotion, commas between them, and a row for each rater of a text."""
+    names = find_task("goemotions").labels
+    rows = [("a, b", {"joy", "love"}), ("a, b", set()), ("c", {"neutral"})]
+    path = tmp_path / "goemotions_1.csv"
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "id", "rater_id", *names])
+        for text, felt in rows:
+            table.writerow([text, text, 1, *(int(name in felt) for name in names)])
+    found = read_task("goemotions", str(path)).examples
+    assert [(e.text, {names[i] for i in e.label}) for e in found] == rows
+    assert [e.id for e in found] == ["0", "1", "2"]
+
+
 def test_multiple_choice(tmp_path: Path) -> None:
     data = read_task("csqa", str(DATA / "csqa"), "validation")
     first = data.examples[0]

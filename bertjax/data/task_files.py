@@ -45,6 +45,7 @@ def read_file(task: Task, path: str, needs_label: bool, rejects: Rejects) -> tup
         return LINE_COLUMNS, _line_rows(path)
     suffix = path.removesuffix(".gz").rpartition(".")[2].lower()
     layout = "jsonl" if suffix == "jsonl" and task.layout != "csqa" else task.layout
+    layout = "csv" if suffix == "csv" and task.layout == "quoted_tsv" else layout
     if layout == "by_name":
         known = {"csv": "csv", "tsv": "tsv", "txt": "tsv", "json": "jsonl"}
         if suffix not in known:

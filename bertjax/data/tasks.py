@@ -94,7 +94,7 @@ class Task:
       layout: layout of its files; `by_name` goes by the suffix: .csv with quotes, .tsv and .txt
         tab separated without (a quote is text), .jsonl and .json one JSON object a line; `lines`
         has one text a line. A .jsonl file is read as that whatever the layout, `squad` and
-        `lines` apart.
+        `lines` apart, and a .csv file where the layout is `quoted_tsv`.
       files: names that each split may have in a directory.
       dataset: its name in TFDS, if it has one.
       splits: names of its splits in TFDS that differ from ours.
@@ -313,6 +313,8 @@ _TASKS: tuple[Task, ...] = (
         ("multi_label_f1",),
         (
             Columns(("comment_text",), tuple(_EMOTIONS.split())),
+            # As collected: a row for each rater, so that ids come several times.
+            Columns(("text",), tuple(_EMOTIONS.split()), id=()),
             Columns(("text",), "labels"),
             Columns(("text",), "labels", header=("text", "labels", "id")),
         ),
