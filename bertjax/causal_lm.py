@@ -19,6 +19,12 @@ _LOG = logging.getLogger(__name__)
 class BertLMHeadModel(PretrainedModule):
     """BERT with the head that predicts the next token; `config.is_decoder` is to be set.
 
+    What transformers' `prepare_inputs_for_generation` picks, a cached step takes as arguments:
+    the new tokens alone as `input_ids`, the `past_key_values` that the step before returned, an
+    `attention_mask` of all tokens so far where some are padding, then `position_ids` of the new
+    ones too, and with cross-attention the `encoder_attention_mask`. `reorder_cache` is
+    `Cache.reorder`. `bertjax.generate` does all that.
+
     Attributes:
       config: the architecture.
       dtype: compute type; parameters stay float32.
@@ -64,7 +70,8 @@ class BertLMHeadModel(PretrainedModule):
 
         Args:
           labels: the tokens themselves, [B, T]: those before a token predict it, so that the first
-            is none that counts. -100 does not count. The loss is 0 where nothing does.
+            is none that counts. -100 does not count. The loss is 0 where nothing does. With
+            padding on the left, give the first real token -100 too: a padded place predicts it.
           logits_to_keep: score the last so many tokens, or those at the given places of every row;
             0 scores all.
 

@@ -199,6 +199,11 @@ class EncoderDecoderModel(PretrainedModule):
         if given is not None:
             if isinstance(given, tuple):
                 return (*given, None, None)[:3]
+            if not isinstance(given, BertModelOutput):
+                raise ValueError(
+                    "encoder_outputs must be the encoder's output, or a tuple that begins with its "
+                    f"last hidden state; got {type(given).__name__}"
+                )
             return given.last_hidden_state, given.hidden_states, given.attentions
         if inputs[0] is None and inputs[-1] is None:
             if past is not None and past.cross_length is not None:

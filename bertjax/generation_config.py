@@ -92,7 +92,8 @@ class GenerationConfig(SamplingConfig):
     pad_token_id: int | None = None
     """What follows the end of a row; None takes the model config's, or else the first end."""
     forced_bos_token_id: int | None = None
-    """First token to write, whatever its score."""
+    """First token to write, whatever its score; transformers forces it only where a prompt has one
+    token, as an encoder-decoder's has, and otherwise passes over it."""
     repetition_penalty: float = 1.0
     """Over 1, tokens that are there already count less (Keskar et al., arXiv 1909.05858)."""
     no_repeat_ngram_size: int = 0

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -323,6 +325,26 @@ def test_what_a_call_lacks():
         generate(decoder, params["decoder"], ids, decoder_input_ids=ids)
     with pytest.raises(InputError, match=r"1 tokens of the prompts and 24 new ones are over .* 24"):
         generate(model, params, ids, settings=GenerationConfig(max_new_tokens=24))
+
+
+def test_an_array_is_no_output_of_an_encoder():
+    """In a process of its own, where nothing else checks the types."""
+    code = """
+import dataclasses, numpy as np
+from bertjax import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
+bert = BertConfig.preset("tiny", vocab_size=50)
+config = EncoderDecoderConfig.from_encoder_decoder_configs(bert, bert, decoder_start_token_id=2)
+labels, states = np.ones((2, 3), np.int32), np.zeros((2, 4, 128), np.float32)
+try:
+    EncoderDecoderModel(config).apply({}, encoder_outputs=states, labels=labels)
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "encoder_outputs must be the encoder's output, or a tuple that begins with its last hidden "
+        "state; got ndarray\n"
+    )
 
 
 @pytest.mark.parametrize(
