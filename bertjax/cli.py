@@ -309,7 +309,8 @@ def parse(kind: type[ConfigT], arguments: list[str], program: str, default: Any 
     except SystemExit as stopped:
         if stopped.code in (0, None):
             raise
-        raise InputError(f"{_unboxed(captured.getvalue())} (see {program} --help)") from None
+        told = re.sub(r"^Error parsing \w+: ", "", _unboxed(captured.getvalue()))
+        raise InputError(f"{told} (see {program} --help)") from None
     finally:
         if columns is None:
             os.environ.pop("COLUMNS", None)
