@@ -31,6 +31,9 @@ _VOCAB = "vocab.txt"
 _SETTINGS = "tokenizer_config.json"
 _ADDED = "added_tokens.json"
 
+# Files of a tokenizer, by any name; other files of a model stand for their directory.
+_OWN = re.compile(r"(?!.*(config|index)\.json$).*\.(txt|json)")
+
 # A piece with a letter, and nothing but letters.
 _WORD = re.compile(r"(##)?[^\W\d_]+")
 
@@ -120,7 +123,7 @@ class BertTokenizer:
         from bertjax.pretrained.formats import locate_tokenizer
 
         path = Path(source)
-        if path.is_file() and path.suffix in (".txt", ".json"):
+        if path.is_file() and _OWN.fullmatch(path.name):
             directory, file = path.parent, path
         else:
             directory = locate_tokenizer(os.fspath(source), **hub_options)

@@ -369,6 +369,9 @@ def test_files_of_any_name(learned: tuple[Path, bool], tmp_path: Path) -> None:
     vocab, lowercase = learned
     usual = BertTokenizer.from_vocab(vocab, lowercase)
     usual.save_pretrained(tmp_path)
+    for other in ("model.safetensors.index.json", "config.json", "model.safetensors"):
+        (tmp_path / other).write_text("{}")  # stands for its directory
+        same(BertTokenizer.from_pretrained(tmp_path / other)(lines()), usual(lines()))
     for file, name in (("vocab.txt", "words.txt"), ("tokenizer.json", "pieces.json")):
         (tmp_path / "some").mkdir(exist_ok=True)
         path = (tmp_path / file).rename(tmp_path / "some" / name)
