@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import safetensors.torch
 import torch
 import transformers
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 import bertjax
 from bertjax import BertConfig, InputError
@@ -141,7 +141,7 @@ def test_directories_of_transformers(name, written, tmp_path):
         shards = list(tmp_path.glob("model-*.safetensors"))
         assert len(shards) > 2
         for shard in shards:
-            tensors = safetensors.torch.load_file(shard)
+            tensors = load_file(shard)
             torch.save(tensors, tmp_path / f"pytorch_{shard.stem}.bin")
             shard.unlink()
     elif "bin" in written:

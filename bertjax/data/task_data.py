@@ -25,14 +25,15 @@ class TaskData:
         labels have no names.
       skipped: what was left out: bad examples, if they may be skipped, and those that the data set
         itself gives no label.
-      places: of each example, its file or data set and where it stands there.
+      places: of each example, its file or data set and where it stands there; data is equal
+        wherever it stands.
     """
 
     task: Task
     examples: tuple[Example, ...]
     labels: tuple[str, ...]
     skipped: tuple[Skipped, ...]
-    places: tuple[tuple[str, str], ...] = ()
+    places: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
 
 
 def read_task(
