@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -55,7 +56,7 @@ def watching(directory: Path, size: int, *, shown: bool) -> Iterator[None]:
             thread.join()
 
 
-def _bar(what: str, size: int, shown: bool) -> "tqdm[None]":
+def _bar(what: str, size: int, shown: bool) -> "tqdm[Any]":
     return tqdm(
         desc=what,
         total=size,
