@@ -1,6 +1,8 @@
 """Orbax directories: our own parameter tree, of `save_pretrained` or of a run's checkpoint."""
 
 import logging
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,8 @@ from bertjax.pretrained.reader import check_float
 from bertjax.sharding import path_of
 
 DIRECTORY = "params"
+
+_QUIET = 0.5  # seconds
 
 
 class OrbaxTensors:
@@ -135,6 +139,19 @@ def write(directory: Path, params: Any) -> None:
         with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
             checkpointer.save((directory / DIRECTORY).resolve(), params)
     except Exception as error:  # the libraries under Orbax raise all kinds
+        _wait_for_writers(directory)
         raise as_os_error(error) from error
     finally:
         logger.setLevel(level)
+
+
+def _wait_for_writers(directory: Path) -> None:
+    """Wait until nothing changes below a directory.
+
+    Orbax gives up at the first error; TensorStore's threads write on, and would make the
+    directories again that the caller removes. Nothing tells when they end.
+    """
+    seen = None
+    while (now := list(os.walk(directory))) != seen:
+        seen = now
+        time.sleep(_QUIET)
