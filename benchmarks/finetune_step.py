@@ -2,8 +2,9 @@
 
     python benchmarks/finetune_step.py --data sst2=train.tsv --data squad=train-v1.1.json
 
-Each side makes batches of the rows as it does best: bertjax of one bucket's width, torch sorted by
-length within pools and padded to the longest. Of a whole epoch's batches, ordered by length, every
+Each side makes batches of the rows as it does best: bertjax of rows that hold several texts each
+(`--pack`), and in another side of one bucket's width; torch sorted by length within pools and
+padded to the longest. Of a whole epoch's batches, ordered by length, every
 side trains on as many, evenly spaced. A round is a pass over these, read loss included; every side
 has a process of its own, and rounds alternate. Printed are medians in examples a second, their
 ratio, the spread of the rounds, and the first pass, which compiles a step for each bucket. Where
@@ -76,7 +77,7 @@ def make_rows(arguments, data):
 
 def spaced(batches, count):
     """Return so many batches, evenly spaced from the narrowest to the widest."""
-    batches = sorted(batches, key=lambda batch: int(batch["attention_mask"].sum()))
+    batches = sorted(batches, key=lambda batch: int(shown(batch).sum()))
     return [batches[int((i + 0.5) * len(batches) / count)] for i in range(count)]
 
 
@@ -87,6 +88,22 @@ def bucketed(arguments, rows):
     size = arguments.batch_size
     epoch = training_batches(rows, size, seed=0, max_widths=arguments.max_widths)
     return spaced(itertools.islice(epoch, steps_per_epoch(rows, size)), arguments.batches)
+
+
+def packed(arguments, rows):
+    """Return batches as `bertjax finetune --pack` makes them."""
+    from bertjax.data.packing import pack, packed_batches
+
+    packing = pack(rows.lengths, arguments.batch_size, arguments.longest)
+    epoch = packed_batches(rows, packing, seed=0)
+    return spaced(itertools.islice(epoch, packing.steps_per_epoch), arguments.batches)
+
+
+def shown(batch):
+    """Return where a batch has tokens, as 1 and 0."""
+    return (
+        batch["attention_mask"] if "attention_mask" in batch else (batch["texts"] > 0).astype(int)
+    )
 
 
 def padded_to_longest(arguments, rows):
@@ -188,15 +205,15 @@ def compare(arguments, name, path):
 
     data = read_task(name, path, "train")
     rows = make_rows(arguments, data)
-    batches = {"bertjax": bucketed(arguments, rows)}
+    batches = {"bertjax packed": packed(arguments, rows), "bertjax": bucketed(arguments, rows)}
     common = {"init_from": arguments.init_from, "data": data}
     common["rule"] = OptimizerConfig(schedule="constant")
-    sides = {"bertjax": (Bertjax, common)}
+    sides = {"bertjax packed": (Bertjax, common), "bertjax": (Bertjax, common)}
     if not arguments.no_torch:
         sides["torch eager"] = (Torch, common)
         if arguments.compile:
             sides["torch compiled"] = (Torch, common | {"compiled": True})
-        batches |= dict.fromkeys(list(sides)[1:], padded_to_longest(arguments, rows))
+        batches |= dict.fromkeys(list(sides)[2:], padded_to_longest(arguments, rows))
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     given = {
         side: (side_class, options | {"batches": batches[side]}, clock)
@@ -207,7 +224,7 @@ def compare(arguments, name, path):
     running.end()
     results = []
     for side, times in rounds.items():
-        masks = [batch["attention_mask"] for batch in batches[side]]
+        masks = [shown(batch) for batch in batches[side]]
         # Rows of weight 0 fill up a batch of bertjax's.
         weights = [batch["weights"].sum() for batch in batches[side] if "weights" in batch]
         examples = float(sum(weights)) or float(sum(len(mask) for mask in masks))
@@ -227,7 +244,8 @@ def compare(arguments, name, path):
 def show(results):
     """Print the results on a data set as a table."""
     ours = results[0]
-    print(f"\n{ours['task']}: {ours['rows']:,} rows; buckets {ours['widths']}")
+    widths = {result["side"]: result["widths"] for result in results[:2]}
+    print(f"\n{ours['task']}: {ours['rows']:,} rows; widths {widths}")
     print(
         f"{'':16}{'tokens a row':>13}{'padded':>8}{'examples/s':>12}{'spread':>16}"
         f"{'ours / it':>11}{'1st pass s':>12}"

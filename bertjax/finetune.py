@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 import bertjax
@@ -16,6 +17,8 @@ from bertjax import pretrained, run_dir, seeds, seq2seq
 from bertjax.checkpoint import Checkpoints
 from bertjax.config import BertConfig
 from bertjax.data.bucketing import steps_per_epoch, training_batches
+from bertjax.data.packing import Packing, pack, packed_batches
+from bertjax.data.targets import TargetRows
 from bertjax.data.task_data import TaskData
 from bertjax.data.tasks import Task
 from bertjax.devices import batch_widths, open_mesh
@@ -28,7 +31,7 @@ from bertjax.optimizer import learning_rate_schedule, optimizer
 from bertjax.pretrained import abstract_params, formats
 from bertjax.report import OF_ONE_SEED, Report, draw_curves, read_metrics, say
 from bertjax.run_config import FinetuneConfig, OptimizerConfig
-from bertjax.sharding import global_batch, host_rows, state_shardings
+from bertjax.sharding import check_batch_size, global_batch, host_rows, state_shardings
 from bertjax.splits import Split, configured_task, read_split, source_config
 from bertjax.tokenizer import BertTokenizer
 from bertjax.train import (
@@ -64,8 +67,12 @@ def run(config: FinetuneConfig) -> None:
     task = configured_task(config.task)
     tokenizer = BertTokenizer.from_pretrained(config.init_from)
     train, held_out = _read_splits(config, task, tokenizer)
-    per_epoch = steps_per_epoch(train.rows, config.batch_size)
+    packing = _packing(config, task, train, mesh)
+    per_epoch = (
+        packing.steps_per_epoch if packing else steps_per_epoch(train.rows, config.batch_size)
+    )
     steps = max(1, round(config.epochs * per_epoch))
+    texts = packing.texts_per_batch if packing else config.batch_size
     objective = _objective(config, task, train.data, tokenizer)
     rule = _rule(config, steps)
     tx = optimizer(rule, steps)
@@ -83,10 +90,10 @@ def run(config: FinetuneConfig) -> None:
         state = fit(
             state,
             _step_function(config, objective, tx, mesh, shardings, rule.freeze),
-            _global_batches(config, train, mesh, start, position["max_widths"]),
+            _global_batches(config, train, packing, mesh, start, position["max_widths"]),
             start=start,
             steps=start if keeper.enough() else steps,
-            window=Window({"sequences": config.batch_size * config.seeds}, None, 0),
+            window=Window({"sequences": texts * config.seeds}, None, 0),
             learning_rate=lambda step: float(schedule(step)),
             log_every=config.log_every,
             eval_every=(config.eval_every or per_epoch) if held_out else 0,
@@ -283,22 +290,53 @@ def _first_state(
         return start(params)
 
 
+def _packing(config: FinetuneConfig, task: Task, train: Split, mesh: Mesh) -> Packing | None:
+    """Return how texts share rows, if they are to."""
+    if not config.pack:
+        return None
+    if isinstance(train.rows, TargetRows) or task.family == "multiple_choice":
+        raise InputError(
+            f"pack: rows of {task.name} ({task.family}) cannot be shared; leave it out"
+        )
+    packing = pack(train.rows.lengths, config.batch_size, config.task.sequence_length)
+    try:
+        check_batch_size(mesh, packing.batch_rows, config.accumulation_steps)
+    except InputError as error:
+        raise InputError(
+            f"pack: about {config.batch_size} texts take {packing.batch_rows} rows of "
+            f"{packing.width} tokens; as {error}. Raise batch_size, or leave pack out"
+        ) from None
+    say(
+        f"train: packed into rows of {packing.width} tokens, {packing.padding:.1%} padding; "
+        f"{packing.batch_rows} rows a step, which hold {packing.texts_per_batch:.1f} on average"
+    )
+    return packing
+
+
 def _global_batches(
-    config: FinetuneConfig, train: Split, mesh: Mesh, start: int, max_widths: int
+    config: FinetuneConfig,
+    train: Split,
+    packing: Packing | None,
+    mesh: Mesh,
+    start: int,
+    max_widths: int,
 ) -> Iterator[Batch]:
-    options = {"max_widths": max_widths, "start": start}
-    streams = [
-        training_batches(train.rows, config.batch_size, seed=seed, **options)
-        for seed in config.all_seeds
-    ]
+    def stream(seed: int) -> Iterator[dict[str, np.ndarray]]:
+        if packing is None or isinstance(train.rows, TargetRows):
+            options = {"max_widths": max_widths, "start": start}
+            return training_batches(train.rows, config.batch_size, seed=seed, **options)
+        return packed_batches(train.rows, packing, seed=seed, start=start)
+
+    streams = [stream(seed) for seed in config.all_seeds]
     if config.seeds > 1:
         for batch in seeds.stacked_batches(streams):
             yield global_batch(batch, mesh, config.seeds)
         return
-    first, last = host_rows(mesh, config.batch_size)
+    rows = packing.batch_rows if packing else config.batch_size
+    first, last = host_rows(mesh, rows)
     for batch in streams[0]:
         mine = {name: array[first:last] for name, array in batch.items()}
-        yield global_batch(mine, mesh, config.batch_size)
+        yield global_batch(mine, mesh, rows)
 
 
 def _finish(config: FinetuneConfig, task: Task, bests: Sequence[Best]) -> None:

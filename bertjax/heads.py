@@ -288,7 +288,7 @@ class LabelledHead(PretrainedModule):
 
     @abc.abstractmethod
     def score(self, features: jax.Array, *, deterministic: bool) -> jax.Array:
-        """Return the logits of the pooled rows [B, D], or else of the tokens [B, T, D]."""
+        """Return the logits of pooled rows [B, D] or texts [B, S, D], or of tokens [B, T, D]."""
 
     def loss_sum(self, logits: jax.Array, labels: Input) -> LossSum:
         """Return the loss as a sum and its weight."""
@@ -304,6 +304,7 @@ class LabelledHead(PretrainedModule):
         inputs_embeds: Float[Input, "B T D"] | None = None,
         *,
         labels: Shaped[Input, "..."] | None = None,
+        cls_positions: Int[Input, "B S"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         deterministic: bool = True,
@@ -312,10 +313,19 @@ class LabelledHead(PretrainedModule):
 
         Args:
           labels: see the class. The loss is there when they are, 0 where no label counts.
+          cls_positions: where several texts share a row, the position of each one's [CLS]; logits
+            and labels then have axes [B, S] in place of [B]. For heads on the pooler.
 
         Raises:
           ValueError: labels of another shape; see `BertModel` for the rest.
         """
+        if cls_positions is not None and not self.reads_pooler:
+            raise ValueError(
+                f"cls_positions are for heads on the pooler; {type(self).__name__} reads all tokens"
+            )
+        positions: Input | None = cls_positions
+        if positions is None and self.reads_pooler:
+            positions = first_positions(input_ids, inputs_embeds)
         output = self.bert(
             input_ids,
             attention_mask,
@@ -323,9 +333,8 @@ class LabelledHead(PretrainedModule):
             position_ids,
             head_mask,
             inputs_embeds,
-            output_positions=first_positions(input_ids, inputs_embeds)
-            if self.reads_pooler
-            else None,
+            output_positions=positions,
+            cls_positions=cls_positions,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             deterministic=deterministic,

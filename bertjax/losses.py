@@ -166,7 +166,7 @@ def infer_problem_type(labels: Shaped[Input, "..."], num_labels: int) -> Problem
 
 
 def sequence_classification_loss(
-    logits: Float[Input, "B outputs"],
+    logits: Float[Input, "*shape outputs"],
     labels: Shaped[Input, "..."],
     problem_type: ProblemType | None = None,
     weights: Shaped[Input, "..."] | None = None,
@@ -175,10 +175,10 @@ def sequence_classification_loss(
 
     Args:
       logits: scores of any float type; the arithmetic is float32.
-      labels: [B] class ids or IGNORE_INDEX for "single_label_classification", else
-        [B, outputs].
+      labels: [*shape] class ids or IGNORE_INDEX for "single_label_classification", else
+        [*shape, outputs].
       problem_type: the kind; None infers it with `infer_problem_type`.
-      weights: [B], weight of each row; None weighs all by 1.
+      weights: [*shape], weight of each row; None weighs all by 1.
     """
     losses = {
         "regression": squared_error,
@@ -199,8 +199,8 @@ def position_labels(positions: Int[Input, "*shape"], length: int) -> Int[Array, 
 
 
 def span_loss(
-    start_logits: Float[Input, "B T"],
-    end_logits: Float[Input, "B T"],
+    start_logits: Float[Input, "*shape T"],
+    end_logits: Float[Input, "*shape T"],
     start_positions: Int[Input, "..."],
     end_positions: Int[Input, "..."],
     weights: Shaped[Input, "..."] | None = None,
@@ -213,9 +213,9 @@ def span_loss(
     Args:
       start_logits: scores of any float type; the arithmetic is float32.
       end_logits: likewise.
-      start_positions: [B], see `position_labels`.
+      start_positions: [*shape], see `position_labels`.
       end_positions: likewise.
-      weights: [B], weight of each row; None weighs all by 1.
+      weights: [*shape], weight of each row; None weighs all by 1.
     """
     length = start_logits.shape[-1]
     return (

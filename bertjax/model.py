@@ -18,7 +18,7 @@ from bertjax.attention import attention_bias, causal_mask
 from bertjax.cache import Cache, check_cache, concrete, init_cache
 from bertjax.config import BertConfig
 from bertjax.dropout import Dropout
-from bertjax.encoder import BertEncoder
+from bertjax.encoder import BertEncoder, gather_positions
 from bertjax.errors import InputError
 from bertjax.layers import Dense, LayerNorm, kernel_init
 from bertjax.module import Input, PretrainedModule
@@ -86,14 +86,13 @@ class BertEmbeddings(nn.Module):
 
 
 class BertPooler(nn.Module):
-    """tanh of a dense layer over the first token."""
+    """tanh of a dense layer over the hidden state of [CLS]."""
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B D"]:
-        first = hidden[:, 0]
+    def __call__(self, first: Float[Array, "B ... D"]) -> Float[Array, "B ... D"]:
         return jnp.tanh(
             Dense(self.config, self.config.hidden_size, self.dtype, name="dense")(first)
         )
@@ -144,6 +143,7 @@ class BertModel(PretrainedModule):
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         output_positions: Int[Input, "B Q"] | None = None,
+        cls_positions: Int[Input, "B S"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         deterministic: bool = True,
@@ -168,7 +168,10 @@ class BertModel(PretrainedModule):
           use_cache: return the cache with these tokens. None does where one is given; True makes
             one with room for max_position_embeddings tokens where none is.
           output_positions: positions of each row that `last_hidden_state` is wanted of, [B, Q, D];
-            the last layer computes no other. The pooler reads the first of them: let it be 0.
+            the last layer computes no other. The pooler reads the first of them: let it be 0, or
+            the first S be `cls_positions`.
+          cls_positions: where several texts share a row (see `bertjax.packing`), the position of
+            each one's [CLS]: `pooler_output` is that of each, [B, S, D].
           output_attentions: return the attention probabilities.
           output_hidden_states: return the hidden states of every layer.
           deterministic: no dropout; False needs `rngs={"dropout": key}`.
@@ -211,8 +214,14 @@ class BertModel(PretrainedModule):
             output = dataclasses.replace(output, past_key_values=None)
         if not self.add_pooling_layer:
             return output
-        pooled = self.pooler(output.last_hidden_state)
-        return dataclasses.replace(output, pooler_output=pooled)
+        states = output.last_hidden_state
+        if cls_positions is None:
+            first = states[:, 0]
+        elif output_positions is None:
+            first = gather_positions(states, cls_positions)
+        else:
+            first = states[:, : cls_positions.shape[1]]
+        return dataclasses.replace(output, pooler_output=self.pooler(first))
 
     def _cache(
         self, rows: Input | None, past: Cache | None, use_cache: bool | None

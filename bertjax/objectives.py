@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bertjax import lora
+from bertjax import lora, packing
 from bertjax.causal_lm import BertLMHeadModel, next_tokens
 from bertjax.heads import BertForPreTraining
 from bertjax.lora_config import LoraConfig
@@ -124,7 +124,7 @@ class CausalObjective:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuningObjective:
-    """The loss of a head with labels, on batches of `data.bucketing`.
+    """The loss of a head with labels, on batches of `data.bucketing` or of `data.packing`.
 
     Rows of weight 0 count nothing, whatever they hold.
 
@@ -156,7 +156,7 @@ class FinetuningObjective:
         return lora.merge(params["base"], params["adapters"], self.lora)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Return the number of rows, or of tagged words."""
+        """Return the number of rows, or of texts that share them, or of tagged words."""
         if "start_positions" in batch:
             rows = jnp.sum(batch["weights"])
             return {"start_loss": rows, "end_loss": rows}
@@ -166,9 +166,15 @@ class FinetuningObjective:
         """Return the sums of the losses; those of an answer's ends count half each."""
         output = self.outputs(params, batch, dropout_key)
         if "start_positions" in batch:
+            starts, ends = output.start_logits, output.end_logits
+            if "texts" in batch:
+                starts, ends = (
+                    packing.of_each_text(scores, batch["texts"], batch["weights"].shape[1])
+                    for scores in (starts, ends)
+                )
             start, end = span_loss(
-                output.start_logits,
-                output.end_logits,
+                starts,
+                ends,
                 batch["start_positions"],
                 batch["end_positions"],
                 batch["weights"],
@@ -193,11 +199,18 @@ class FinetuningObjective:
 
     def outputs(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Any:
         """Return the model's output for a batch."""
+        mask, packed = batch.get("attention_mask"), {}
+        if "texts" in batch:
+            texts = batch["texts"]
+            mask, packed = packing.mask(texts), {"position_ids": packing.positions(texts)}
+            if getattr(self.model, "reads_pooler", False):
+                packed["cls_positions"] = batch["cls_positions"]
         return self.model.apply(
             {"params": self.merged(params)},
             batch["input_ids"],
-            batch["attention_mask"],
+            mask,
             batch["token_type_ids"],
+            **packed,
             deterministic=dropout_key is None,
             rngs={} if dropout_key is None else {"dropout": dropout_key},
         )
@@ -235,4 +248,5 @@ class Seq2SeqObjective(FinetuningObjective):
 
 def _token_weights(batch: Batch) -> jax.Array:
     """Return the weight of every token's label, [B, T]."""
-    return jnp.where(batch["labels"] == IGNORE_INDEX, 0.0, batch["weights"][:, None])
+    rows = 1.0 if "texts" in batch else batch["weights"][:, None]
+    return jnp.where(batch["labels"] == IGNORE_INDEX, 0.0, rows)

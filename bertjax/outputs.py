@@ -15,7 +15,8 @@ class BertModelOutput:
 
     Attributes:
       last_hidden_state: [B, T, D].
-      pooler_output: [B, D], tanh of a dense layer over the first token.
+      pooler_output: [B, D], tanh of a dense layer over the first token; [B, S, D] where
+        `cls_positions` name those of several texts in a row.
       hidden_states: L + 1 arrays [B, T, D]: the embeddings, then each layer's output.
       past_key_values: the cache for the next tokens, of a decoder that was given or asked for one.
       attentions: L arrays [B, H, T, T]: probabilities after dropout and head mask, of the heads

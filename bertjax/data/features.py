@@ -121,6 +121,11 @@ class QuestionRows:
         """Tokens of each row, [N]."""
         return self.windows.lengths
 
+    @property
+    def pad_id(self) -> int:
+        """Token of the padding."""
+        return self.windows.special_ids[0]
+
     def __len__(self) -> int:
         return len(self.windows)
 
