@@ -64,7 +64,8 @@ def pack(lengths: npt.NDArray[np.integer], batch_size: int, longest: int) -> Pac
 
     Args:
       lengths: tokens of each text, [N], one or more.
-      batch_size: texts of a batch, which get to be three quarters to one and a half times as many.
+      batch_size: texts of a batch, which get to be 0.75 to 1.5 times as many, or as many as one row
+        holds.
       longest: columns of a row at most, no less than those of any text.
     """
     tokens = batch_size * float(lengths.mean())
