@@ -79,9 +79,9 @@ class BertPreTrainingHeads(nn.Module):
     def __call__(
         self,
         hidden: Float[Array, "B M D"],
-        pooled: Float[Array, "B D"],
+        pooled: Float[Array, "B ... D"],
         embedding: Float[Array, "V D"],
-    ) -> tuple[Float[Array, "B M V"], Float[Array, "B 2"]]:
+    ) -> tuple[Float[Array, "B M V"], Float[Array, "B ... 2"]]:
         prediction_logits = BertPredictions(self.config, self.dtype, name="predictions")(
             hidden, embedding
         )
@@ -108,7 +108,7 @@ class BertOnlyNSPHead(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, pooled: Float[Array, "B D"]) -> Float[Array, "B 2"]:
+    def __call__(self, pooled: Float[Array, "B ... D"]) -> Float[Array, "B ... 2"]:
         return Dense(self.config, 2, jnp.float32, name="seq_relationship")(pooled)
 
 
@@ -141,6 +141,7 @@ class BertForPreTraining(PretrainedModule):
         inputs_embeds: Float[Input, "B T D"] | None = None,
         *,
         mlm_positions: Int[Input, "B M"] | None = None,
+        cls_positions: Int[Input, "B S"] | None = None,
         labels: Int[Input, "..."] | None = None,
         next_sentence_label: Int[Input, "..."] | None = None,
         output_attentions: bool | None = None,
@@ -151,6 +152,8 @@ class BertForPreTraining(PretrainedModule):
 
         Args:
           mlm_positions: positions to score; None scores all. Training never needs [B, T, V].
+          cls_positions: where several texts share a row, the position of each one's [CLS];
+            `seq_relationship_logits` and `next_sentence_label` are then of each, [B, S].
           labels: ids at the scored positions, [B, T] or [B, M]; -100 does not count.
           next_sentence_label: [B], 0 where B follows A, 1 where it is random; -100 does not count.
             The loss is there when both labels are, each part 0 where nothing counts.
@@ -158,6 +161,9 @@ class BertForPreTraining(PretrainedModule):
         Raises:
           ValueError: labels of another shape; see `BertModel` for the rest.
         """
+        first: Input | None = cls_positions
+        if first is None:
+            first = first_positions(input_ids, inputs_embeds)
         output = self.bert(
             input_ids,
             attention_mask,
@@ -165,7 +171,8 @@ class BertForPreTraining(PretrainedModule):
             position_ids,
             head_mask,
             inputs_embeds,
-            output_positions=None if mlm_positions is None else _with_first(mlm_positions),
+            output_positions=None if mlm_positions is None else _behind(first, mlm_positions),
+            cls_positions=cls_positions,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             deterministic=deterministic,
@@ -173,7 +180,7 @@ class BertForPreTraining(PretrainedModule):
         hidden, pooled = output.last_hidden_state, output.pooler_output
         assert pooled is not None  # the model above has a pooler
         if mlm_positions is not None:
-            hidden = hidden[:, 1:]
+            hidden = hidden[:, hidden.shape[1] - mlm_positions.shape[1] :]
         prediction_logits, seq_relationship_logits = self.cls(
             hidden, pooled, self.bert.word_embedding_table()
         )
@@ -264,9 +271,9 @@ def first_positions(
     return None if rows is None else jnp.zeros((rows.shape[0], 1), jnp.int32)
 
 
-def _with_first(positions: Int[Input, "B M"]) -> Int[Array, "B N"]:
-    """Put [CLS], for the pooler, before the positions."""
-    return jnp.pad(positions, ((0, 0), (1, 0)))
+def _behind(first: Int[Input, "B S"] | None, positions: Int[Input, "B M"]) -> Int[Array, "B N"]:
+    """Put the positions of [CLS], for the pooler, before those of tokens."""
+    return jnp.concatenate([positions[:, :0] if first is None else first, positions], axis=1)
 
 
 class LabelledHead(PretrainedModule):

@@ -95,7 +95,7 @@ def _fit(what: str, given: Input, wanted: tuple[int, ...], scores: Input) -> jax
 def pretraining_loss(
     prediction_logits: Float[Input, "B positions V"],
     labels: Int[Input, "..."],
-    seq_relationship_logits: Float[Input, "B 2"],
+    seq_relationship_logits: Float[Input, "B ... 2"],
     next_sentence_label: Int[Input, "..."],
 ) -> jax.Array:
     """Return BERT's pretraining loss: mean over masked tokens plus mean over sentence pairs."""

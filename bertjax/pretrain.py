@@ -17,6 +17,7 @@ from bertjax import pretrained, run_dir, sharding
 from bertjax.causal_lm import BertLMHeadModel
 from bertjax.checkpoint import Checkpoints
 from bertjax.data.documents import read_corpus_json
+from bertjax.data.packed_pretraining import PackedExamples, most_predictions
 from bertjax.data.pretraining import PretrainingExamples, evaluation_batches, pretraining_batches
 from bertjax.devices import open_mesh
 from bertjax.errors import InputError
@@ -93,7 +94,7 @@ def run(config: PretrainConfig) -> None:
         directory, steps=config.train_steps, first_step=start, enabled=first_process
     ) as report:
         batches = pretraining_batches(
-            data.train,
+            _packed(data.train) if config.data.pack else data.train,
             config.batch_size,
             start * config.batch_size,
             *rows,
@@ -124,6 +125,14 @@ def run(config: PretrainConfig) -> None:
     checkpoints.close()
 
 
+def _packed(examples: PretrainingExamples) -> PackedExamples:
+    """Return rows that share the examples, and say how full they are."""
+    packed = PackedExamples(examples)
+    held = examples.epoch_size(0) / packed.epoch_size(0)
+    say(f"data.pack: {held:.2f} examples a row in the first epoch")
+    return packed
+
+
 def make_objective(config: PretrainConfig) -> Objective:
     """Return what a config trains, and on what: a decoder on next tokens, others on masked ones."""
     dtype = jnp.dtype(config.dtype)
@@ -136,7 +145,11 @@ def make_objective(config: PretrainConfig) -> Objective:
 def _window(config: PretrainConfig, mesh: Mesh) -> Window:
     """Return the window that turns steps of this run into rates."""
     length = config.data.sequence_length
-    predictions = length if config.model.is_decoder else config.data.max_predictions_per_seq
+    predictions = config.data.max_predictions_per_seq
+    if config.model.is_decoder:
+        predictions = length
+    elif config.data.pack:
+        predictions = most_predictions(config.data)
     rates: dict[str, float] = {
         "sequences": config.batch_size,
         "tokens": config.batch_size * length,

@@ -105,6 +105,9 @@ class DataConfig:
     tokens only, one segment a row."""
     short_seq_prob: float = 0.1
     """Share of the rows that aim at a random shorter length."""
+    pack: bool = False
+    """Put several examples into a row, each as if alone, where they fit: no padding to speak of. A
+    row then has up to sequence_length / 32 of them, and batches as many rows as before."""
     workers: int = 0
     """Processes that make examples; 0 makes them in threads of the training process."""
 
@@ -248,6 +251,10 @@ class PretrainConfig:
             raise InputError(
                 f"data.sentence_task {self.data.sentence_task}: a decoder (model.is_decoder) "
                 "learns the next token alone; set it to none"
+            )
+        if self.model.is_decoder and self.data.pack:
+            raise InputError(
+                "data.pack: is for masked tokens; a decoder (model.is_decoder) has none"
             )
         if self.model.add_cross_attention:
             raise InputError(

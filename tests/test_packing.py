@@ -161,12 +161,12 @@ def test_rows_are_full_and_hold_every_length_once(count, longest):
     lengths[0] = min(longest, 66)
     for batch_size in (8, 32, 256):
         packed = pack(lengths, batch_size, longest)
-        sums = np.add.reduceat(packed.lengths, packed.bounds[:-1])
+        sums = np.add.reduceat(packed.bins.lengths, packed.bins.bounds[:-1])
         assert sums.max() <= packed.width <= longest
-        assert sorted(packed.lengths) == sorted(lengths)
+        assert sorted(packed.bins.lengths) == sorted(lengths)
         assert packed.batch_rows & (packed.batch_rows - 1) == 0
         least = -(-lengths.sum() // packed.width)
-        assert len(packed.bounds) - 1 <= 1.02 * least + 1
+        assert len(packed.bins) <= 1.02 * least + 1
         if count == 3000 and batch_size < 256:
             assert 0.74 * batch_size <= packed.texts_per_batch <= 1.51 * batch_size
             assert packed.padding < 0.03

@@ -233,6 +233,15 @@ def _running_lengths(documents: Documents, start: Integers, stop: Integers) -> I
     return np.cumsum(np.where(inside, lengths, 0), axis=1, dtype=np.int64)
 
 
+def row_lengths(segments: Segments, documents: Documents, rules: PairRules) -> Integers:
+    """Return the tokens of the rows that `assemble` makes of `segments`, [B], reading none."""
+    found_a = _running_lengths(documents, segments.a_start, segments.a_stop)[:, -1]
+    if rules.sentence_task == "none":
+        return 2 + kept_lengths(found_a, np.zeros_like(found_a), rules.max_tokens)[0]
+    found_b = _running_lengths(documents, segments.b_start, segments.b_stop)[:, -1]
+    return 3 + np.add(*kept_lengths(found_a, found_b, rules.max_tokens))
+
+
 def assemble(
     segments: Segments, documents: Documents, rules: PairRules, special: SpecialIds, keys: Bits
 ) -> Rows:

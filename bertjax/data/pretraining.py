@@ -7,7 +7,7 @@ number of examples it has used, and any host can compute any row.
 import logging
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from bertjax.data.pairs import (
     assemble,
     choose_segments,
     plan_epoch,
+    row_lengths,
 )
 from bertjax.data.vocab import SpecialIds
 from bertjax.errors import InputError
@@ -117,8 +118,7 @@ class PretrainingExamples:
         indices = np.asarray(indices, np.int64)
         keys = random_bits(random_bits(self.seed, _EXAMPLE), indices)
         pair_keys, mask_keys = random_bits(keys, _PAIR), random_bits(keys, _MASK)
-        chunks = self._chunks(indices)
-        segments = choose_segments(chunks, self.documents, self.rules, pair_keys)
+        segments = choose_segments(self._chunks(indices), self.documents, self.rules, pair_keys)
         rows = assemble(segments, self.documents, self.rules, self.special, pair_keys)
         if rows.input_ids.max(initial=0) >= self.vocab_size:
             raise InputError(
@@ -153,6 +153,20 @@ class PretrainingExamples:
             "mlm_weights": masked.weights,
             "next_sentence_label": segments.label,
         }
+
+    def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the tokens of examples `indices`, reading none."""
+        keys = random_bits(random_bits(self.seed, _EXAMPLE), indices)
+        segments = choose_segments(
+            self._chunks(indices), self.documents, self.rules, random_bits(keys, _PAIR)
+        )
+        return row_lengths(segments, self.documents, self.rules)
+
+    def epoch_start(self, epoch: int) -> int:
+        """Return the number of the first example of an epoch; plans those before it if need be."""
+        if epoch:
+            self._plan(epoch - 1)
+        return self._epoch_starts[epoch]
 
     def epoch_size(self, epoch: int) -> int:
         """Return the number of examples of an epoch; plans it and those before it if need be."""
@@ -216,8 +230,20 @@ class PretrainingExamples:
         self.__dict__.update(state, _lock=threading.RLock())
 
 
+class Source(Protocol):
+    """Random access to rows: `PretrainingExamples`, or the rows that they are packed into."""
+
+    def batch(self, indices: npt.ArrayLike) -> Batch:
+        """Return rows `indices`, stacked on a leading axis."""
+        ...
+
+    def epoch_of(self, index: int) -> int:
+        """Return the epoch that row `index` belongs to."""
+        ...
+
+
 def pretraining_batches(
-    examples: PretrainingExamples,
+    examples: Source,
     batch_size: int,
     start_example: int = 0,
     row_start: int = 0,
@@ -274,7 +300,7 @@ class _TrainingBatches:
 
     def __init__(
         self,
-        examples: PretrainingExamples,
+        examples: Source,
         batch_size: int,
         start_example: int,
         row_start: int,
