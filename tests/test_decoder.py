@@ -152,7 +152,7 @@ def test_arguments_and_fields_are_those_of_transformers():
         theirs = inspect.signature(getattr(transformers, name).forward).parameters
         assert set(theirs) - set(ours) == {"kwargs"}
         extra = {"head_mask", "output_attentions", "output_hidden_states", "deterministic"}
-        assert set(ours) - set(theirs) - {"output_positions"} == extra
+        assert set(ours) - set(theirs) - {"output_positions", "cls_positions"} == extra
     from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
     ours = bertjax.CausalLMOutputWithCrossAttentions.__dataclass_fields__

@@ -145,7 +145,7 @@ def test_arguments_and_fields_are_those_of_transformers(name):
     later = {"encoder_hidden_states", "encoder_attention_mask", "kwargs"}
     assert set(theirs) - set(ours) - later == set()
     extra = {"head_mask", "output_attentions", "output_hidden_states", "deterministic"}
-    assert set(ours) - set(theirs) - {"mlm_positions"} == extra
+    assert set(ours) - set(theirs) - {"mlm_positions", "cls_positions"} == extra
     assert not {p.kind for p in ours.values()} & {
         inspect.Parameter.VAR_POSITIONAL,
         inspect.Parameter.VAR_KEYWORD,
