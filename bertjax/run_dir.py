@@ -53,6 +53,8 @@ def check(config: RunConfig) -> Path:
         raise InputError(f"{path}: is not JSON ({error})") from error
     if not isinstance(found, dict) or "run_dir" not in found:
         raise InputError(f"{path}: is not the {CONFIG} of a run; choose another --run-dir")
+    # Settings that came after the run was begun were what they are by default.
+    found = _filled(found, _as_json(type(config)(config.run_dir)))
     differences = [
         f"{name} is {before!r} there and {now!r} here"
         for name, before, now in _differences(found, _as_json(config))
@@ -130,6 +132,13 @@ def claim(config: RunConfig) -> None:
 
 def _as_json(config: RunConfig) -> Any:
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _filled(found: Any, defaults: Any) -> Any:
+    """Return JSON values with what is missing taken from the defaults."""
+    if not isinstance(found, dict) or not isinstance(defaults, dict):
+        return found
+    return defaults | {name: _filled(value, defaults.get(name)) for name, value in found.items()}
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:

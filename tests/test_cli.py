@@ -1,5 +1,6 @@
 """Every fault of the input is exit code 2 and one line, told before anything is compiled."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from bertjax import cli, pretrain
 from bertjax.data.corpus import build_corpus
 from bertjax.data.vocab import build_vocab
+from bertjax.errors import InputError
 from bertjax.heads import BertForPreTraining
 from bertjax.pretrained import save_pretrained
 from bertjax.run_config import CorpusConfig, PretrainConfig, VocabConfig
@@ -274,6 +276,19 @@ def test_run_directories(bad_run, tmp_path):
     assert f"{other}: belongs to another configuration" in line
     assert "batch_size is 16 there and 8 here" in line
     assert "model.hidden_size is 64 there and 32 here" in line
+
+
+def test_runs_of_before_a_setting_existed(tmp_path):
+    def config(**settings):
+        data = dataclasses.replace(CONFIG.data, **settings)
+        return dataclasses.replace(CONFIG, run_dir=str(tmp_path), data=data)
+
+    values = pretrain.run_dir._as_json(config())
+    del values["data"]["pack"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert pretrain.run_dir.check(config()) == tmp_path
+    with pytest.raises(InputError, match=r"data\.pack is False there and True here"):
+        pretrain.run_dir.check(config(pack=True))
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system of the kernel's")
