@@ -8,7 +8,8 @@ run, in alternating rounds; the figures are medians over the rounds, in examples
     python benchmarks/examples.py --dataset DATASET_DIR
 
 "cached": all records decoded already, as in any corpus of up to 16 million tokens; "reading": every
-record is read and decoded again, as in a corpus far larger than the cache.
+record is read and decoded again, as in a corpus far larger than the cache. Of packed rows
+(`--data.pack`), which hold several examples each, it is the rows that are counted.
 """
 
 import argparse
@@ -24,7 +25,8 @@ import numpy as np
 
 from bertjax.data.corpus import build_corpus
 from bertjax.data.documents import Documents, open_documents
-from bertjax.data.pretraining import PretrainingExamples, pretraining_batches
+from bertjax.data.packed_pretraining import PackedExamples
+from bertjax.data.pretraining import PretrainingExamples, Source, pretraining_batches
 from bertjax.data.vocab import build_vocab, read_vocab, special_ids
 from bertjax.run_config import CorpusConfig, DataConfig, VocabConfig
 
@@ -63,11 +65,16 @@ def measure(dataset: str, length: int, predictions: int, rounds: int, seconds: f
     reading = open_documents(dataset, cached_records=0)
     of_cached = examples(dataset, cached, length, predictions)
     of_reading = examples(dataset, reading, length, predictions)
+    begin = time.process_time()
+    packed = PackedExamples(of_cached)
+    shared = packed.epoch_size(0)
+    laid_out = time.process_time() - begin
     # Threads run where the thread that made them did.
     os.sched_setaffinity(0, cores[:1])
     contestants: dict[str, tuple[Iterator[Any], list[int]]] = {
         "transformers collator": (collator_batches(dataset, length), cores[:1]),
         "bertjax, cached": (direct_batches(of_cached), cores[:1]),
+        "bertjax, packed rows, cached": (direct_batches(packed), cores[:1]),
         "bertjax, reading": (direct_batches(of_reading), cores[:1]),
         "bertjax, threads, cached": (pretraining_batches(of_cached, BATCH), cores[:1]),
     }
@@ -92,6 +99,13 @@ def measure(dataset: str, length: int, predictions: int, rounds: int, seconds: f
             f"  {name:30s} {median:8,.0f} /s/core  {median / baseline:5.2f}x   "
             f"({min(of_rounds):,.0f} to {max(of_rounds):,.0f})"
         )
+    count = of_cached.epoch_size(0)
+    alone = of_cached.lengths(np.arange(count)).sum() / length
+    print(
+        f"  {count:,} examples fill {alone / count:.1%} of rows of their own and "
+        f"{alone / shared:.1%} of packed ones, {count / shared:.2f} a row; "
+        f"laid out in {laid_out:.1f} s of a core"
+    )
 
 
 def examples(
@@ -103,7 +117,7 @@ def examples(
     return PretrainingExamples(documents, config, special_ids(pieces), len(pieces), 0)
 
 
-def direct_batches(source: PretrainingExamples) -> Iterator[Any]:
+def direct_batches(source: Source) -> Iterator[Any]:
     """Make batches in the calling thread."""
     start = 0
     while True:
