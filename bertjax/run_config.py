@@ -391,6 +391,8 @@ class FinetuneConfig:
                 raise InputError(
                     f"{name} must be positive, or 0 for {of_none}; got {getattr(self, name)}"
                 )
+        if self.pack and self.max_widths:
+            raise InputError("max_widths: packed rows have one width; leave out pack or max_widths")
         if self.lora.rank == 0 and self.lora != LoraConfig(rank=0):
             raise InputError("lora: give the adapters' rank too, such as --lora.rank 8")
         if self.epochs <= 0:

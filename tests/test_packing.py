@@ -296,6 +296,8 @@ def test_what_cannot_be_packed(base, tmp_path):
         finetune.run(dataclasses.replace(config, pack=True))
     file = TASKS / "snli/dev.csv"
     config = config_of(base, tmp_path / "run", "snli", file, rows=96, batch_size=2, pack=True)
+    with pytest.raises(InputError, match="max_widths: packed rows have one width"):
+        dataclasses.replace(config, max_widths=4)
     config = dataclasses.replace(config, accumulation_steps=2)
     with pytest.raises(InputError, match=r"pack: about 2 texts take 1 rows .* Raise batch_size"):
         finetune.run(config)

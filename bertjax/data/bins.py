@@ -75,7 +75,7 @@ def best_fit(lengths: npt.NDArray[np.integer], width: int, most: int) -> Bins:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Layout:
+class Placement:
     """Where texts lie in the rows that they share.
 
     Attributes:
@@ -119,7 +119,7 @@ class Layout:
         return rows
 
 
-def lay_out(lengths: npt.NDArray[np.integer], counts: npt.NDArray[np.integer]) -> Layout:
+def lay_out(lengths: npt.NDArray[np.integer], counts: npt.NDArray[np.integer]) -> Placement:
     """Lay texts side by side.
 
     Args:
@@ -129,4 +129,4 @@ def lay_out(lengths: npt.NDArray[np.integer], counts: npt.NDArray[np.integer]) -
     begins = np.cumsum(counts) - counts
     row = np.repeat(np.arange(len(counts)), counts)
     before = np.cumsum(lengths) - lengths
-    return Layout(row, np.arange(len(row)) - begins[row], before - before[begins[row]])
+    return Placement(row, np.arange(len(row)) - begins[row], before - before[begins[row]])
