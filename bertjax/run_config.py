@@ -358,8 +358,8 @@ class FinetuneConfig:
     """Parts that the batch is worked through in, one after the other, to save memory."""
     pack: bool = False
     """Put several texts into a row, each as if alone: hardly any padding, and one program. Batches
-    then hold 0.75 to 1.5 times batch_size texts, or what one row holds. Not for multiple_choice and
-    seq2seq."""
+    then hold 0.75 to 1.25 times batch_size texts, or what one row holds. Not for multiple_choice
+    and seq2seq."""
     max_widths: int = 0
     """Widths of the training batches at most; a step is compiled for each, which pays in long runs.
     0 takes 8 on a CPU and 3 elsewhere."""

@@ -164,21 +164,21 @@ def test_rows_are_full_and_hold_every_length_once(count, longest):
         sums = np.add.reduceat(packed.bins.lengths, packed.bins.bounds[:-1])
         assert sums.max() <= packed.width <= longest
         assert sorted(packed.bins.lengths) == sorted(lengths)
-        assert packed.batch_rows & (packed.batch_rows - 1) == 0
+        assert packed.batch_rows in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
         least = -(-lengths.sum() // packed.width)
         assert len(packed.bins) <= 1.02 * least + 1
         if count == 3000 and batch_size < 256:
-            assert 0.74 * batch_size <= packed.texts_per_batch <= 1.51 * batch_size
+            assert 0.74 * batch_size <= packed.texts_per_batch <= 1.26 * batch_size
             assert packed.padding < 0.03
 
 
 def test_widths_of_a_few_known_splits():
-    """Of texts like SST-2's: 4 rows of 112 tokens hold 32 of them."""
+    """Of texts like SST-2's: 6 rows of 72 tokens, the longest's 66 rounded up, hold 33 of them."""
     lengths = np.full(10_000, 13)
     lengths[:10] = 66
     packed = pack(lengths, 32, 128)
-    assert (packed.batch_rows, packed.width) == (4, 112)
-    assert packed.texts_per_batch == pytest.approx(32, rel=0.02)
+    assert (packed.batch_rows, packed.width) == (6, 72)
+    assert packed.texts_per_batch == pytest.approx(32, rel=0.07)
 
 
 def texts_of(batch):

@@ -56,22 +56,26 @@ class Packing:
 def pack(lengths: npt.NDArray[np.integer], batch_size: int, longest: int) -> Packing:
     """Settle the shape of batches of about so many texts, and which lengths share a row.
 
-    The rows of a batch are a power of two, which devices divide, and up to twice as wide as the
-    longest text.
+    Rows are hardly wider than the longest text, as attention takes longer in wider ones, and 1, 2,
+    3, 4, 6, 8, 12, ... to a batch, which devices divide.
 
     Args:
       lengths: tokens of each text, [N], one or more.
-      batch_size: texts of a batch, which get to be 0.75 to 1.5 times as many, or as many as one row
-        holds.
+      batch_size: texts of a batch, which get to be 0.75 to 1.25 times as many, or as many as one
+        row holds.
       longest: columns of a row at most, no less than those of any text.
     """
     tokens = batch_size * float(lengths.mean())
     narrowest = min(_aligned(float(lengths.max())), longest)
-    rows = 1
-    while rows * min(2 * narrowest, longest) < 0.75 * tokens:
-        rows *= 2
+    rows = _even_number(int(1.25 * tokens / narrowest))
     width = min(max(_aligned(tokens / rows), narrowest), longest)
     return Packing(rows, width, best_fit(lengths, width, most=width))
+
+
+def _even_number(most: int) -> int:
+    """Return a power of two, or three times one, of what there may be at most, or else 1."""
+    power = 1 << max(most, 1).bit_length() - 1
+    return power * 3 // 2 if 2 * most >= 3 * power else power
 
 
 def _aligned(columns: float) -> int:
