@@ -181,6 +181,15 @@ def test_widths_of_a_few_known_splits():
     assert packed.texts_per_batch == pytest.approx(32, rel=0.07)
 
 
+def test_rows_are_wider_where_one_text_would_leave_half_a_row():
+    lengths = np.full(1_000, 45)
+    lengths[0] = 66
+    packed = pack(lengths, 32, 512)
+    assert packed.width >= 90
+    assert packed.padding < 0.1  # one to a row, it were 0.37
+    assert packed.texts_per_batch == pytest.approx(32, rel=0.26)
+
+
 def texts_of(batch):
     """Return the tokens of each text of a batch, by its label."""
     found = {}

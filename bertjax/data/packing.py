@@ -15,6 +15,8 @@ from bertjax.data.features import QuestionRows, TextRows
 from bertjax.losses import IGNORE_INDEX
 
 _ALIGNED = 8  # columns: what matrix units like
+# Most first: of shapes that cost the same the largest batch is nearest to what is asked for.
+_ROWS = sorted((n * 2**power for power in range(24) for n in (1, 3)), reverse=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,8 +58,9 @@ class Packing:
 def pack(lengths: npt.NDArray[np.integer], batch_size: int, longest: int) -> Packing:
     """Settle the shape of batches of about so many texts, and which lengths share a row.
 
-    Rows are hardly wider than the longest text, as attention takes longer in wider ones, and 1, 2,
-    3, 4, 6, 8, 12, ... to a batch, which devices divide.
+    A batch has 1, 2, 3, 4, 6, 8, 12, ... rows, which devices divide, of the longest text's width to
+    twice that: wider ones have less padding where texts fill half of a row, but attention takes
+    longer in them.
 
     Args:
       lengths: tokens of each text, [N], one or more.
@@ -67,15 +70,21 @@ def pack(lengths: npt.NDArray[np.integer], batch_size: int, longest: int) -> Pac
     """
     tokens = batch_size * float(lengths.mean())
     narrowest = min(_aligned(float(lengths.max())), longest)
-    rows = _even_number(int(1.25 * tokens / narrowest))
-    width = min(max(_aligned(tokens / rows), narrowest), longest)
-    return Packing(rows, width, best_fit(lengths, width, most=width))
+    most = max(1, int(1.25 * tokens / narrowest))
+
+    def packed(rows: int) -> Packing:
+        width = min(max(_aligned(tokens / rows), narrowest), longest)
+        return Packing(rows, width, best_fit(lengths, width, most=width))
+
+    return min((packed(rows) for rows in _ROWS if most / 2 < rows <= most), key=_cost)
 
 
-def _even_number(most: int) -> int:
-    """Return a power of two, or three times one, of what there may be at most, or else 1."""
-    power = 1 << max(most, 1).bit_length() - 1
-    return power * 3 // 2 if 2 * most >= 3 * power else power
+def _cost(packing: Packing) -> float:
+    """Return what an epoch takes: its columns, each longer by a thousandth for one more in a row.
+
+    Sentences in rows of 112 columns took 6 % longer than in rows of 72 (384 wide, on a CPU).
+    """
+    return len(packing.bins) * packing.width * (1 + packing.width / 1000)
 
 
 def _aligned(columns: float) -> int:
