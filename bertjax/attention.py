@@ -160,7 +160,12 @@ def _scores(
     bias: Float[Array, "#B 1 _ S"] | None,
     extra_scores: Float[Array, "B H T S"] | None = None,
 ) -> Float[Array, "B H T S"]:
-    scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    if len(query) == 1 and query.shape[1] < key.shape[1]:
+        # Of one row XLA on a CPU would turn all keys around for a few queries of each step.
+        scores = product("bshk,bthk->bhst", key, query).swapaxes(2, 3)
+    else:
+        scores = product("bthk,bshk->bhts", query, key)
     if extra_scores is not None:
         scores += extra_scores
     scores *= query.shape[-1] ** -0.5

@@ -80,9 +80,7 @@ class _Decoder:
                 "--mask-predict"
             )
         self._tokenizer = BertTokenizer.from_pretrained(path)
-        self._model, self._params = load_pretrained(
-            self._head, path, dtype=jnp.dtype(config.dtype)
-        )
+        self._model, self._params = load_pretrained(self._head, path, dtype=jnp.dtype(config.dtype))
         if not getattr(self._model.config, "is_decoder", True):
             raise InputError(
                 f"{config.model}: is a BertLMHeadModel, but its config has is_decoder off; set it "

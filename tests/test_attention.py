@@ -49,6 +49,18 @@ def test_blocks_are_all_scores_at_once(mask, heads, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("queries", [1, 4, TOKENS])
+def test_a_row_alone_is_that_of_a_batch(queries):
+    """Of one row the few queries of a step are computed in another order."""
+    query, key, value = map(jnp.asarray, INPUTS)
+    bias = BIASES["of rows"]
+    inputs = query[:, :queries], key, value
+    for row in (0, 2):
+        alone = attend(*(x[row : row + 1] for x in inputs), bias[row : row + 1])
+        want = all_at_once(*inputs, bias)[row : row + 1]
+        np.testing.assert_allclose(alone, want, rtol=1e-5, atol=1e-6)
+
+
 def test_gradients_are_those_of_all_scores_at_once(monkeypatch):
     monkeypatch.setattr(attention, "_BLOCK_BYTES", 2**16)
 
