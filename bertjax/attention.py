@@ -162,7 +162,7 @@ def _scores(
 ) -> Float[Array, "B H T S"]:
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     if len(query) == 1 and query.shape[1] < key.shape[1]:
-        # Of one row XLA on a CPU would turn all keys around for a few queries of each step.
+        # Of one row XLA on a CPU would transpose all keys for a few queries of each step.
         scores = product("bshk,bthk->bhst", key, query).swapaxes(2, 3)
     else:
         scores = product("bthk,bshk->bhts", query, key)

@@ -5,9 +5,9 @@ tokens that is as much memory to move as the product reads, and on a CPU a tenth
 batch of short texts. Taken apart before and put together in the program, they are read where they
 are: XLA undoes the second.
 
-So it does with kernels that are turned, to one row for each output. A product of some tokens then
-reads a kernel from end to end, on a CPU in up to a third less time; of one token it does so anyway,
-and there XLA would turn them back for each product.
+So it does with kernels that are transposed, to one row for each output. A product of some tokens
+then reads a kernel from end to end, on a CPU in up to a third less time; of one token it does so
+anyway, and there XLA would transpose them back for each product.
 """
 
 import functools
@@ -28,8 +28,8 @@ class _Layers:
 
     Attributes:
       arrays: of each layer.
-      kernel_shape: [*inputs, *outputs] of kernels that are turned: arrays are [outputs, inputs],
-        these axes flattened. None: they are not.
+      kernel_shape: [*inputs, *outputs] of kernels that are transposed: arrays are then [outputs,
+        inputs], these axes flattened. None: they are as in the stack.
     """
 
     arrays: tuple[jax.Array, ...]
@@ -49,30 +49,33 @@ def apart(params: Any, *, rows: int = 1) -> Any:
 
     Args:
       params: the parameters, stacked or taken apart for any number of rows.
-      rows: tokens that a program reads at a time: for more than one, kernels are turned on a CPU.
+      rows: tokens that a step reads at a time, see `GenerationConfig.rows`; for more than one,
+        kernels are transposed on a CPU.
     """
-    turned = rows > 1 and jax.default_backend() == "cpu"
+    transposed = rows > 1 and jax.default_backend() == "cpu"
     held = [x for x in jax.tree.leaves(params, is_leaf=_is_layers) if _is_layers(x)]
-    if held and turned == any(layers.kernel_shape for layers in held):
+    if held and transposed == any(layers.kernel_shape for layers in held):
         return params
-    return _apart(params, turned)
+    return _apart(params, transposed)
 
 
-@functools.partial(jax.jit, static_argnames="turned")
-def _apart(params: Any, turned: bool) -> Any:
-    return _at_layers(together(params), functools.partial(_layers_of, turned=turned))
+@functools.partial(jax.jit, static_argnames="transposed")
+def _apart(params: Any, transposed: bool) -> Any:
+    return _at_layers(together(params), functools.partial(_layers_of, transposed=transposed))
 
 
-def _layers_of(stacks: Any, turned: bool, bias: jax.Array | None = None) -> Any:
+def _layers_of(stacks: Any, transposed: bool, bias: jax.Array | None = None) -> Any:
     """Take a tree of stacks apart; `bias` is that of a kernel."""
     if isinstance(stacks, dict):
         biases = {"kernel": stacks.get("bias")}
-        return {name: _layers_of(entry, turned, biases.get(name)) for name, entry in stacks.items()}
-    if bias is None or not turned:
+        return {
+            name: _layers_of(entry, transposed, biases.get(name)) for name, entry in stacks.items()
+        }
+    if bias is None or not transposed:
         return _Layers(tuple(stacks))
     outputs = math.prod(bias.shape[1:])
-    turn = lambda kernel: kernel.reshape(-1, outputs).T  # noqa: E731
-    return _Layers(tuple(map(turn, stacks)), stacks.shape[1:])
+    transpose = lambda kernel: kernel.reshape(-1, outputs).T  # noqa: E731
+    return _Layers(tuple(map(transpose, stacks)), stacks.shape[1:])
 
 
 def together(params: Any) -> Any:

@@ -273,14 +273,14 @@ def test_parameters_may_be_taken_apart_before(rows, monkeypatch):
     assert_same_trees(unstacked.apart(other, rows=rows), taken)
 
 
-def test_kernels_that_several_rows_read_are_turned_on_a_cpu():
+def test_kernels_that_several_rows_read_are_transposed_on_a_cpu():
     _, params, _ = pair(DECODER)
     layer = unstacked.apart(params, rows=2)["bert"]["encoder"]["layer"]
     up = params["bert"]["encoder"]["layer"]["intermediate"]["dense"]["kernel"]
     np.testing.assert_array_equal(layer["intermediate"]["dense"]["kernel"].arrays[1], up[1].T)
     query = params["bert"]["encoder"]["layer"]["attention"]["self"]["query"]["kernel"]
-    turned = layer["attention"]["self"]["query"]["kernel"].arrays[0]
-    np.testing.assert_array_equal(turned, query[0].reshape(len(query[0]), -1).T)
+    transposed = layer["attention"]["self"]["query"]["kernel"].arrays[0]
+    np.testing.assert_array_equal(transposed, query[0].reshape(len(query[0]), -1).T)
 
 
 def test_prompts_of_one_shape_compile_once():
