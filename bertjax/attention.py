@@ -161,8 +161,9 @@ def _scores(
     extra_scores: Float[Array, "B H T S"] | None = None,
 ) -> Float[Array, "B H T S"]:
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    if len(query) == 1 and query.shape[1] < key.shape[1]:
-        # Of one row XLA on a CPU would transpose all keys for a few queries of each step.
+    few = len(query) == 1 and query.shape[1] < key.shape[1]
+    if few and jax.default_backend() == "cpu":
+        # XLA on a CPU would transpose all keys of one row for a few queries of each step.
         scores = product("bshk,bthk->bhst", key, query).swapaxes(2, 3)
     else:
         scores = product("bthk,bshk->bhts", query, key)

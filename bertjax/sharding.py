@@ -183,9 +183,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(RULES["batch"]))
 
 
+def batch_ways(mesh: Mesh) -> int:
+    """Return how many parts the rows of a batch are split into."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
 def check_batch_size(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -> None:
     """Raise InputError unless the mesh divides each part of the batch."""
-    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    ways = batch_ways(mesh)
     if batch_size % (ways * accumulation_steps):
         raise InputError(
             f"batch_size {batch_size} is not divisible by data x fsdp x accumulation_steps = "

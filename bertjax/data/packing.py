@@ -58,9 +58,10 @@ class Packing:
 def pack(lengths: npt.NDArray[np.integer], batch_size: int, longest: int) -> Packing:
     """Settle the shape of batches of about so many texts, and which lengths share a row.
 
-    A batch has 1, 2, 3, 4, 6, 8, 12, ... rows, which devices divide, as wide as the longest text or
-    up to 1.6 times as wide, whichever costs less: wider ones have less padding where a text fills
-    more than half of a row, but attention takes longer in them.
+    A batch has 1, 2, 3, 4, 6, 8, 12, ... rows, as wide as the longest text or up to 1.6 times as
+    wide, whichever costs less: wider ones have less padding where a text fills more than half of a
+    row, but attention takes longer in them. The devices do not matter, so that a run is the same on
+    any that divide the rows.
 
     Args:
       lengths: tokens of each text, [N], one or more.

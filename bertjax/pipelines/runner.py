@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from bertjax.data.bucket_widths import bucket_width
 from bertjax.data.features import Rows
-from bertjax.sharding import MESH_AXES, RULES, batch_sharding
+from bertjax.sharding import MESH_AXES, batch_sharding, batch_ways
 from bertjax.unstacked import apart, together
 
 Numbers = npt.NDArray[np.int64]
@@ -72,7 +72,7 @@ class Runner:
         self._params = apart(params) if self._on_cpu else params
         self._most_tokens = _CPU_TOKENS if self._on_cpu else math.inf
         # A mesh divides the rows of a batch by so many.
-        ways = 1 if self._mesh is None else math.prod(self._mesh.shape[a] for a in RULES["batch"])
+        ways = 1 if self._mesh is None else batch_ways(self._mesh)
         self._row_counts = sorted(
             {-(-count // ways) * ways for count in (*_FEW_ROWS, batch_size) if count <= batch_size}
         )
