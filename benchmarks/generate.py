@@ -61,8 +61,8 @@ class Bertjax:
         self.device = jax.devices()[0]
 
     def run(self, prompts):
-        # The first call copies the layers, as that of `bertjax generate` does.
-        self.params = self.apart(self.params, rows=self.settings.rows(len(prompts)))
+        # The first call copies the layers, as `bertjax generate` does at its start.
+        self.params = self.apart(self.params)
         output = self.generate(self.model, self.params, prompts, settings=self.settings)
         return np.asarray(output.sequences)
 

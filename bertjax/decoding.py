@@ -3,6 +3,7 @@
 Axis letters as in `bertjax.generation`.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -63,14 +64,34 @@ def advance(
     reader = PromptReader(model, job, _room(settings))
 
     def read_and_write(state: State) -> State:
+        state = _unsqueezed(state)
         last = jax.lax.dynamic_slice_in_dim(state.tokens, length + state.written - 1, 1, axis=1)
         cache, logits = reader.read(state.cache, last, state.written - 1)
-        return _write(settings, job, state._replace(cache=cache), logits[:, 0])
+        return _squeezed(_write(settings, job, state._replace(cache=cache), logits[:, 0]))
 
     def goes_on(state: State) -> jax.Array:
         return (state.written < until) & ~state.ended.all()
 
-    return jax.lax.while_loop(goes_on, read_and_write, state)
+    return _unsqueezed(jax.lax.while_loop(goes_on, read_and_write, _squeezed(state)))
+
+
+def _squeezed(state: State) -> State:
+    """Drop the axis of one row from the cache's arrays.
+
+    XLA multiplies without it: with it the loop would keep arrays of both shapes, copies of each
+    other, for every token.
+    """
+    if len(state.tokens) > 1:
+        return state
+    layers = jax.tree.map(lambda array: array[0], state.cache.layers)
+    return state._replace(cache=dataclasses.replace(state.cache, layers=layers))
+
+
+def _unsqueezed(state: State) -> State:
+    if len(state.tokens) > 1:
+        return state
+    layers = jax.tree.map(lambda array: array[None], state.cache.layers)
+    return state._replace(cache=dataclasses.replace(state.cache, layers=layers))
 
 
 def _room(settings: GenerationConfig) -> int:

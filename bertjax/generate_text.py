@@ -80,12 +80,13 @@ class _Decoder:
                 "--mask-predict"
             )
         self._tokenizer = BertTokenizer.from_pretrained(path)
-        self._model, self._params = load_pretrained(self._head, path, dtype=jnp.dtype(config.dtype))
+        self._model, params = load_pretrained(self._head, path, dtype=jnp.dtype(config.dtype))
         if not getattr(self._model.config, "is_decoder", True):
             raise InputError(
                 f"{config.model}: is a BertLMHeadModel, but its config has is_decoder off; set it "
                 "to write on"
             )
+        self._params = apart(params)
         self._config = config
         self._settings = self._complete(config.settings)
 
@@ -107,7 +108,6 @@ class _Decoder:
         given: dict[str, Any] = {"settings": self._settings, "seeds": seeds, **begun.inputs}
         copies = self._settings.num_return_sequences
         prompts = [row for row in begun.shown for _ in range(copies)]
-        self._params = apart(self._params, rows=self._settings.rows(len(texts)))
         if self._config.stream:
             steps = generation.stream(self._model, self._params, **given)
             yield from self._stream(prompts, steps)

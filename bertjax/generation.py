@@ -76,7 +76,7 @@ def generate(
     Args:
       model: a decoder with scores of the next token.
       params: its parameters. Their layers are taken apart first, which takes a copy, unless
-        `bertjax.unstacked.apart` has done that for as many rows (`GenerationConfig.rows`).
+        `bertjax.unstacked.apart` has done that.
       input_ids: [B, P], prompts of one length or padded on the left.
       attention_mask: [B, P], 0 at padding; None: there is none. Positions count real tokens.
         With an `EncoderDecoderModel` both are those of the sources, padded on any side.
@@ -259,7 +259,7 @@ def _prepare(model: Any, params: Any, given: _Given, settings: GenerationConfig 
     prompt = prompt.resize(bucket_width(real, longest - room), settings.pad_token_id or 0)
     copies = settings.num_return_sequences if settings.num_beams == 1 else 1
     job = Job(
-        apart(params, rows=settings.rows(len(ids))),
+        apart(params),
         prompt.repeat(copies),
         _numbered(given.seeds, len(ids), copies),
         np.int32(least) if settings.min_new_tokens or settings.min_length else None,

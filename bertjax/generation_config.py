@@ -143,10 +143,6 @@ class GenerationConfig(SamplingConfig):
         given = self.eos_token_id
         return () if given is None else (given,) if isinstance(given, int) else tuple(given)
 
-    def rows(self, prompts: int) -> int:
-        """Return how many rows are written on at a time, of so many prompts."""
-        return prompts * (self.num_beams if self.num_beams > 1 else self.num_return_sequences)
-
     def new_tokens(self, prompt: int, longest: int) -> tuple[int, int]:
         """Return the least and the most tokens to write, by the precedence of transformers.
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from bertjax.activations import activation
 from bertjax.config import BertConfig
-from bertjax.layers import Dense, LayerNorm, kernel_init
+from bertjax.layers import Dense, LayerNorm, kernel_init, transposed_product
 from bertjax.losses import LossSum, cross_entropy, pretraining_loss
 from bertjax.model import BertModel
 from bertjax.module import Input, PretrainedModule
@@ -52,12 +52,9 @@ class BertPredictions(nn.Module):
         config = self.config
         hidden = BertPredictionHeadTransform(config, self.dtype, name="transform")(hidden)
         if config.tie_word_embeddings:
-            logits = jnp.einsum(
-                "bmd,vd->bmv",
-                hidden,
-                embedding.astype(self.dtype),
-                preferred_element_type=jnp.float32,
-            )
+            flat = hidden.reshape(-1, hidden.shape[-1])
+            logits = transposed_product(flat, embedding.astype(self.dtype), jnp.float32)
+            logits = logits.reshape(*hidden.shape[:-1], -1)
         else:
             logits = nn.Dense(
                 config.vocab_size,

@@ -11,6 +11,11 @@ from jaxtyping import Array, Float
 
 from bertjax.config import BertConfig
 
+TRANSPOSED_KERNEL = "transposed_kernel"
+
+# Rows up to which a CPU multiplies faster with the kernel on the left.
+_FEW_ROWS = 16
+
 
 def kernel_init(config: BertConfig) -> nn.initializers.Initializer:
     """Return the initializer of every kernel and embedding, heads included."""
@@ -26,6 +31,9 @@ class Dense(nn.Module):
 
     Rows are flattened: with batch and tokens as two axes the kernel's gradient would contract over
     both, for which XLA on a CPU copies the activations and multiplies at half speed.
+
+    In place of `kernel` [*inputs, *outputs] the parameters may have `transposed_kernel`
+    [*outputs, *inputs], see `bertjax.unstacked`.
 
     Attributes:
       config: the architecture.
@@ -43,12 +51,28 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         outputs = (self.features,) if isinstance(self.features, int) else self.features
         rows, inputs = x.shape[: -self.input_axes], x.shape[-self.input_axes :]
-        kernel = self.param("kernel", kernel_init(self.config), (*inputs, *outputs))
-        bias = self.param("bias", nn.initializers.zeros, outputs)
+        init = kernel_init(self.config)
         flat = x.reshape(-1, math.prod(inputs)).astype(self.dtype)
-        matrix = kernel.astype(self.dtype).reshape(flat.shape[1], -1)
-        y = flat @ matrix + bias.astype(self.dtype).reshape(-1)
-        return y.reshape(*rows, *outputs)
+        if self.has_variable("params", TRANSPOSED_KERNEL):
+            kernel = self.param(TRANSPOSED_KERNEL, init, (*outputs, *inputs)).astype(self.dtype)
+            y = transposed_product(flat, kernel.reshape(-1, flat.shape[1]))
+        else:
+            kernel = self.param("kernel", init, (*inputs, *outputs)).astype(self.dtype)
+            y = flat @ kernel.reshape(flat.shape[1], -1)
+        bias = self.param("bias", nn.initializers.zeros, outputs).astype(self.dtype)
+        return (y + bias.reshape(-1)).reshape(*rows, *outputs)
+
+
+def transposed_product(
+    x: Float[Array, "N D"], kernel: Float[Array, "O D"], dtype: DTypeLike | None = None
+) -> Float[Array, "N O"]:
+    """Multiply rows by a kernel that has a row for each output; `dtype` is the result's."""
+    product = partial(jnp.matmul, preferred_element_type=dtype)
+    if len(x) > _FEW_ROWS or jax.default_backend() != "cpu":
+        return product(x, kernel.T)
+    # The other way round XLA on a CPU would rearrange the kernel for each product, as it does for
+    # many rows, or for one row transpose it; without the barrier it would turn the product back.
+    return jax.lax.optimization_barrier(product(kernel, x.T)).T
 
 
 class LayerNorm(nn.Module):

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from bertjax.config import BertConfig, config_of
+from bertjax.layers import TRANSPOSED_KERNEL
 from bertjax.module import Input
 from bertjax.sharding import path_of
 
@@ -24,6 +25,8 @@ ModelT = TypeVar("ModelT", bound=Any)
 _HEAD_AXES = (
     (re.compile(r"(^|/)attention/self/(query|key|value)/(kernel|bias|lora_B/kernel)$"), -2),
     (re.compile(r"(^|/)attention/output/dense/(kernel|lora_A/kernel)$"), -3),
+    (re.compile(rf"(^|/)attention/self/(query|key|value)/{TRANSPOSED_KERNEL}$"), -3),
+    (re.compile(rf"(^|/)attention/output/dense/{TRANSPOSED_KERNEL}$"), -2),
 )
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from bertjax.data.bucket_widths import bucket_width
 from bertjax.data.features import Rows
 from bertjax.sharding import MESH_AXES, batch_sharding, batch_ways
-from bertjax.unstacked import apart, together
+from bertjax.unstacked import apart, restored, together
 
 Numbers = npt.NDArray[np.int64]
 
@@ -80,7 +80,7 @@ class Runner:
     @property
     def params(self) -> Any:
         """The parameters as they were given."""
-        return jax.jit(together)(self._params) if self._on_cpu else self._params
+        return restored(self._params) if self._on_cpu else self._params
 
     def __call__(
         self,
