@@ -185,9 +185,8 @@ class _MaskedModel:
             if name not in sampling and given[name] != value:
                 raise InputError(f"--{name.replace('_', '-')} is not for --mask-predict")
         self._tokenizer = BertTokenizer.from_pretrained(path)
-        self._model, self._params = load_pretrained(
-            BertForMaskedLM, path, dtype=jnp.dtype(config.dtype)
-        )
+        self._model, params = load_pretrained(BertForMaskedLM, path, dtype=jnp.dtype(config.dtype))
+        self._params = apart(params)
         vocabulary = self._tokenizer.backend.get_vocab()
         self._mask_id = vocabulary["[MASK]"]
         self._config = config

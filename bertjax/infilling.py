@@ -19,6 +19,7 @@ from bertjax.generation_config import MaskPredictConfig
 from bertjax.heads import BertForMaskedLM
 from bertjax.module import Input
 from bertjax.next_token import warped
+from bertjax.unstacked import apart, together
 
 
 @struct.dataclass
@@ -53,7 +54,8 @@ def mask_predict(
 
     Args:
       model: a masked-language model.
-      params: its parameters.
+      params: its parameters. Their layers are taken apart first, which takes a copy, unless
+        `bertjax.unstacked.apart` has done that.
       input_ids: [B, T].
       attention_mask: [B, T], 0 at padding; None: there is none.
       token_type_ids: [B, T], segments, 0 by default.
@@ -81,7 +83,7 @@ def mask_predict(
     # The columns of the masked tokens in their order, and then others.
     columns = np.argsort(~np.pad(masked, beyond), axis=1, kind="stable")
     columns = columns[:, : min(width, 1 << (room - 1).bit_length())]
-    job = _Job(params, padded[0], padded[1], padded[2], columns, masked.sum(axis=1), seeds)
+    job = _Job(apart(params), padded[0], padded[1], padded[2], columns, masked.sum(axis=1), seeds)
     tokens, probs = _fill(model, settings, mask_token_id, job)
     length = ids.shape[1]
     return MaskPredictOutput(*(jnp.asarray(np.asarray(x)[:, :length]) for x in (tokens, probs)))
@@ -139,7 +141,10 @@ def _check(
 
 
 class _Job(NamedTuple):
-    """Rows of a bucket's width; the first `counts` [B] of `columns` [B, M] are the masked ones."""
+    """Rows of a bucket's width; the first `counts` [B] of `columns` [B, M] are the masked ones.
+
+    The parameters are as `bertjax.unstacked.apart` returns them.
+    """
 
     params: Any
     input_ids: Input
@@ -175,7 +180,7 @@ def _fill(
     def fill(state: _State) -> _State:
         ids = put(job.input_ids, jnp.where(state.open, mask_token_id, state.tokens))
         logits = model.apply(
-            {"params": job.params},
+            {"params": together(job.params)},
             ids,
             job.attention_mask,
             job.token_type_ids,
