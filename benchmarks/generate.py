@@ -8,8 +8,7 @@ Weights are random, and the same on both sides; so are the prompts, of one lengt
 the last token. How many rows got the same tokens is counted and printed: where two continuations
 are as good as equal, rounding chooses. torch runs in inference mode with its cache, on all cores
 given. Every side has a process of its own; rounds alternate. Printed are medians, their ratio, the
-spread of the rounds, and what the first call took longer, which is compilation and a copy of the
-layers.
+spread of the rounds, and what the first call took longer, which is compilation.
 """
 
 import argparse
@@ -55,14 +54,12 @@ class Bertjax:
         import bertjax
 
         self.generate = bertjax.generate
-        self.apart = bertjax.unstacked.apart
-        self.model, self.params = bertjax.BertLMHeadModel.from_pretrained(directory, dtype=dtype)
+        self.model, params = bertjax.BertLMHeadModel.from_pretrained(directory, dtype=dtype)
+        self.params = bertjax.unstacked.apart(params)  # as `bertjax generate` does at its start
         self.settings = bertjax.GenerationConfig(**settings)
         self.device = jax.devices()[0]
 
     def run(self, prompts):
-        # The first call copies the layers, as `bertjax generate` does at its start.
-        self.params = self.apart(self.params)
         output = self.generate(self.model, self.params, prompts, settings=self.settings)
         return np.asarray(output.sequences)
 

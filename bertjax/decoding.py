@@ -5,6 +5,8 @@ Axis letters as in `bertjax.generation`.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -81,16 +83,18 @@ def _squeezed(state: State) -> State:
     XLA multiplies without it: with it the loop would keep arrays of both shapes, copies of each
     other, for every token.
     """
-    if len(state.tokens) > 1:
-        return state
-    layers = jax.tree.map(lambda array: array[0], state.cache.layers)
-    return state._replace(cache=dataclasses.replace(state.cache, layers=layers))
+    return _of_one_row(state, itemgetter(0))
 
 
 def _unsqueezed(state: State) -> State:
+    return _of_one_row(state, itemgetter(None))
+
+
+def _of_one_row(state: State, change: Callable[[jax.Array], jax.Array]) -> State:
+    """Change the cache's arrays if there is one row."""
     if len(state.tokens) > 1:
         return state
-    layers = jax.tree.map(lambda array: array[None], state.cache.layers)
+    layers = jax.tree.map(change, state.cache.layers)
     return state._replace(cache=dataclasses.replace(state.cache, layers=layers))
 
 

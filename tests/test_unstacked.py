@@ -30,10 +30,10 @@ def test_what_is_taken_apart_can_be_restored(params):
 def test_kernels_have_a_row_for_each_output_on_a_cpu(params):
     layer = params["bert"]["encoder"]["layer"]
     taken = unstacked.apart(params)["bert"]["encoder"]["layer"]
-    for path, kernel, bias in (
-        (("intermediate", "dense"), "io->oi", "o"),
-        (("attention", "self", "query"), "ihk->hki", "hk"),
-        (("attention", "output", "dense"), "hko->ohk", "o"),
+    for path, axes in (
+        (("intermediate", "dense"), "io->oi"),
+        (("attention", "self", "query"), "ihk->hki"),
+        (("attention", "output", "dense"), "hko->ohk"),
     ):
         given, found = layer, taken
         for name in path:
@@ -42,8 +42,8 @@ def test_kernels_have_a_row_for_each_output_on_a_cpu(params):
         for number, (array, addend) in enumerate(
             zip(found["transposed_kernel"].arrays, found["bias"].arrays, strict=True)
         ):
-            np.testing.assert_array_equal(array, jnp.einsum(kernel, given["kernel"][number]))
-            np.testing.assert_array_equal(addend, jnp.einsum(bias, given["bias"][number]))
+            np.testing.assert_array_equal(array, jnp.einsum(axes, given["kernel"][number]))
+            np.testing.assert_array_equal(addend, given["bias"][number])
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 17])
@@ -64,7 +64,7 @@ def test_no_more_than_the_kept_heads_act():
 
 
 def check_same(model, params, tokens):
-    """Compare logits, which take few rows of kernels up to 16 tokens and many above."""
+    """Compare logits; up to 16 tokens are few rows, which are multiplied the other way round."""
     ids = np.arange(5, 5 + tokens)[None]
     run = jax.jit(lambda params: model.apply({"params": unstacked.together(params)}, ids).logits)
     np.testing.assert_allclose(run(unstacked.apart(params)), run(params), atol=1e-5)
