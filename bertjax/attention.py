@@ -11,9 +11,13 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from bertjax.dropout import dropout
 from bertjax.module import Input
 
-# Scores that a CPU computes at a time: they stay in the second-level cache of a core. With 12 heads
-# of 32 and 384 tokens attention takes a third of the time that it takes with all scores in memory.
-_BLOCK_BYTES = 2**20
+# Scores that a CPU computes at a time, in bytes, so that they stay in its caches; and queries, of
+# which more, with as many keys, make the products take up to a quarter longer.
+_PART_BYTES = 2**24
+_PART_QUERIES = 192
+
+# Queries of a decoder's step at most, which are few beside its keys.
+_FEW_QUERIES = 16
 
 
 def attention_bias(mask: Shaped[Input, "B ..."]) -> Float[Array, "B 1 _ S"]:
@@ -151,7 +155,7 @@ def dot_product_attention(
         probs = dropout(dropout_key, probs, dropout_rate)
     if head_mask is not None:
         probs *= head_mask.astype(probs.dtype)
-    return _weigh(probs, value), probs
+    return _weigh(probs, value).swapaxes(1, 2), probs
 
 
 def _scores(
@@ -161,8 +165,7 @@ def _scores(
     extra_scores: Float[Array, "B H T S"] | None = None,
 ) -> Float[Array, "B H T S"]:
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    few = len(query) == 1 and query.shape[1] < key.shape[1]
-    if few and jax.default_backend() == "cpu":
+    if len(query) == 1 and _few(query, key) and jax.default_backend() == "cpu":
         # XLA on a CPU would transpose all keys of one row for a few queries of each step.
         scores = product("bshk,bthk->bhst", key, query).swapaxes(2, 3)
     else:
@@ -185,53 +188,73 @@ def _attend(
 
     Where it is differentiated, the backward pass needs one.
     """
-    if extra_scores is None and _needs_blocks(query, key):
-        return _attend_in_blocks(query, key, value, bias)
+    mesh = jax.sharding.get_abstract_mesh()
+    one_cpu = jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1)
+    if one_cpu and extra_scores is None and not _few(query, key):
+        return _attend_in_parts(query, key, value, bias)
     return _weighted_mean(_scores(query, key, bias, extra_scores), value)
 
 
 @_attend.defjvp
 def _attend_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
     def attend(query: jax.Array, key: jax.Array, value: jax.Array, *added: Any) -> jax.Array:
-        return _weigh(softmax(_scores(query, key, *added), query.dtype), value)
+        return _weigh(softmax(_scores(query, key, *added), query.dtype), value).swapaxes(1, 2)
 
     return jax.jvp(attend, primals, tangents)
 
 
-def _needs_blocks(query: jax.Array, key: jax.Array) -> bool:
-    """Tell whether the scores of all heads would leave the caches of the one CPU that computes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    alone = jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1)
-    batch, queries, heads, _ = query.shape
-    return alone and 4 * batch * heads * queries * key.shape[1] > 8 * _BLOCK_BYTES
+def _few(query: jax.Array, key: jax.Array) -> bool:
+    """Tell whether this looks like a step of a decoder with its cache."""
+    return query.shape[1] <= _FEW_QUERIES and query.shape[1] < key.shape[1]
 
 
-def _attend_in_blocks(
+def _attend_in_parts(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H K"],
     bias: Float[Array, "#B 1 _ S"] | None,
 ) -> Float[Array, "B T H K"]:
-    """Attend with a few heads of one row at a time."""
-    batch, queries, heads, size = query.shape
-    most = max(1, _BLOCK_BYTES // (4 * queries * key.shape[1]))
-    together = max(n for n in range(1, min(heads, most) + 1) if heads % n == 0)
-    groups = heads // together
+    """Attend with some rows, and some of their queries, at a time."""
+    batch, queries, heads, _ = query.shape
+    keys = key.shape[1]
+    together = _halved(queries, _PART_QUERIES)
+    rows = _halved(batch, _PART_BYTES // (4 * heads * together * keys))
+    if bias is None:
+        bias = jnp.zeros((1, 1, 1, keys))
+    # In the order in which the products read them: left to itself, XLA copies them in each.
+    arranged = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
+    key, value = jax.lax.optimization_barrier(arranged)
 
-    def split(x: jax.Array) -> jax.Array:
-        grouped = x.reshape(batch, -1, groups, together, size).swapaxes(1, 2)
-        return grouped.reshape(batch * groups, 1, -1, together, size)
+    def of_rows(arrays: tuple[jax.Array, ...]) -> jax.Array:
+        query, key, value, bias = arrays
 
-    def attend(block: tuple[jax.Array, ...]) -> jax.Array:
-        query, key, value, number = block
-        own = bias
-        if bias is not None and len(bias) > 1:
-            own = jax.lax.dynamic_index_in_dim(bias, number // groups)
-        return _weighted_mean(_scores(query, key, own), value)
+        def of_queries(arrays: tuple[jax.Array, ...]) -> jax.Array:
+            query, bias = arrays
+            scores = _scores(query, key.transpose(0, 3, 1, 2), bias)
+            return _weighted_mean(scores, value.swapaxes(1, 2))
 
-    blocks = *map(split, (query, key, value)), jnp.arange(batch * groups)
-    context = jax.lax.map(attend, blocks).reshape(batch, groups, queries, together, size)
-    return context.swapaxes(1, 2).reshape(query.shape)
+        parts = queries // together
+        context = jax.lax.map(of_queries, (_split(query, 1, parts), _split(bias, 2, parts)))
+        return context.swapaxes(0, 1).reshape(query.shape)
+
+    parts = batch // rows
+    arrays = tuple(_split(array, 0, parts) for array in (query, key, value, bias))
+    return jax.lax.map(of_rows, arrays).reshape(query.shape)
+
+
+def _halved(count: int, most: int) -> int:
+    """Return what is left of a count when it is halved until it is small enough, or odd."""
+    while count > most and count % 2 == 0:
+        count //= 2
+    return count
+
+
+def _split(array: jax.Array, axis: int, parts: int) -> jax.Array:
+    """Put parts of an axis first, [parts, ...]; all of an axis of 1 is in each part."""
+    if array.shape[axis] == 1:
+        return jnp.broadcast_to(array, (parts, *array.shape))
+    shape = (*array.shape[:axis], parts, array.shape[axis] // parts, *array.shape[axis + 1 :])
+    return jnp.moveaxis(array.reshape(shape), axis, 0)
 
 
 def _weighted_mean(
@@ -243,12 +266,13 @@ def _weighted_mean(
     exponentials.
     """
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    total = weights.sum(axis=-1)
-    mean = _weigh(weights.astype(value.dtype), value) / total.swapaxes(1, 2)[..., None]
-    return mean.astype(value.dtype)
+    mean = _weigh(weights.astype(value.dtype), value) / weights.sum(axis=-1, keepdims=True)
+    return mean.astype(value.dtype).swapaxes(1, 2)
 
 
-def _weigh(weights: Float[Array, "B H T S"], value: Float[Array, "B S H K"]) -> jax.Array:
+def _weigh(
+    weights: Float[Array, "B H T S"], value: Float[Array, "B S H K"]
+) -> Float[Array, "B H T K"]:
     # Heads before tokens: asked for tokens first, XLA on a CPU fuses softmax and product into one
     # loop, which takes up to four times as long.
-    return jnp.einsum("bhts,bshk->bhtk", weights, value).swapaxes(1, 2)
+    return jnp.einsum("bhts,bshk->bhtk", weights, value)
