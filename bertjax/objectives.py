@@ -52,16 +52,10 @@ class PretrainingObjective:
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """Return the sums of losses and of hits."""
-        mask, packed = _attention(batch)
-        if packed:
-            packed["cls_positions"] = batch["cls_positions"]
         output: Any = self.model.apply(
             {"params": params},
-            batch["input_ids"],
-            mask,
-            batch["token_type_ids"],
+            **packing.model_inputs(batch, of_cls=True),
             mlm_positions=batch["mlm_positions"],
-            **packed,
             deterministic=dropout_key is None,
             rngs={} if dropout_key is None else {"dropout": dropout_key},
         )
@@ -203,15 +197,9 @@ class FinetuningObjective:
 
     def outputs(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Any:
         """Return the model's output for a batch."""
-        mask, packed = _attention(batch)
-        if packed and getattr(self.model, "reads_pooler", False):
-            packed["cls_positions"] = batch["cls_positions"]
         return self.model.apply(
             {"params": self.merged(params)},
-            batch["input_ids"],
-            mask,
-            batch["token_type_ids"],
-            **packed,
+            **packing.model_inputs(batch, of_cls=getattr(self.model, "reads_pooler", False)),
             deterministic=dropout_key is None,
             rngs={} if dropout_key is None else {"dropout": dropout_key},
         )
@@ -245,14 +233,6 @@ class Seq2SeqObjective(FinetuningObjective):
             deterministic=dropout_key is None,
             rngs={} if dropout_key is None else {"dropout": dropout_key},
         )
-
-
-def _attention(batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
-    """Return the attention mask, and the positions that tokens have where texts share rows."""
-    if "texts" not in batch:
-        return batch["attention_mask"], {}
-    texts = batch["texts"]
-    return packing.mask(texts), {"position_ids": packing.positions(texts)}
 
 
 def _token_weights(batch: Batch) -> jax.Array:

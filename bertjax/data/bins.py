@@ -118,6 +118,20 @@ class Placement:
         rows[self.row, self.slot] = values
         return rows
 
+    def gather_tokens(self, rows: np.ndarray, columns: int) -> np.ndarray:
+        """Return each text's part of rows of tokens, [n, columns, ...]; what follows it is noise.
+
+        Args:
+          rows: values of the tokens, [B, T, ...].
+          columns: tokens of the longest text.
+        """
+        places = self.first[:, None] + np.arange(columns)
+        return rows[self.row[:, None], np.minimum(places, rows.shape[1] - 1)]
+
+    def gather_texts(self, rows: np.ndarray) -> np.ndarray:
+        """Return the texts' values, [n, ...], of rows of texts [B, S, ...]."""
+        return rows[self.row, self.slot]
+
 
 def lay_out(lengths: npt.NDArray[np.integer], counts: npt.NDArray[np.integer]) -> Placement:
     """Lay texts side by side.

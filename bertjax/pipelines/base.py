@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from bertjax.errors import InputError
-from bertjax.pipelines.runner import Runner
+from bertjax.packing import model_inputs
+from bertjax.pipelines.runner import Runner, SharedRows
 from bertjax.pretrained import formats, hub, match
 from bertjax.pretrained.load import load_pretrained
 from bertjax.tokenizer import BertTokenizer
@@ -34,6 +35,8 @@ class Pipeline(abc.ABC):
     """
 
     model_class: ClassVar[type[Any]]
+    # What is computed of each text, where several may share a row: see `Runner`.
+    shared_rows: ClassVar[SharedRows | None] = None
     # What the checkpoint must hold, by the beginnings of its tensors' names.
     head: ClassVar[tuple[str, ...]] = ()
 
@@ -65,7 +68,13 @@ class Pipeline(abc.ABC):
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_length = max_length or min(limit, tokenizer.model_max_length)
-        self._run = Runner(self._compute, params, batch_size=batch_size, longest=self.max_length)
+        self._run = Runner(
+            self._compute,
+            params,
+            batch_size=batch_size,
+            longest=self.max_length,
+            shared_rows=self.shared_rows,
+        )
 
     @classmethod
     def from_pretrained(
@@ -111,13 +120,8 @@ class Pipeline(abc.ABC):
 
     def _apply(self, params: Any, batch: Mapping[str, Any], **options: Any) -> Any:
         """Run the model on a batch, padding masked."""
-        return self.model.apply(
-            {"params": params},
-            batch["input_ids"],
-            batch["attention_mask"],
-            batch["token_type_ids"],
-            **options,
-        )
+        inputs = model_inputs(batch, of_cls=getattr(self.model, "reads_pooler", False))
+        return self.model.apply({"params": params}, **inputs, **options)
 
     @classmethod
     def _check_head(cls, source: str | Path, path: Path) -> None:

@@ -13,6 +13,7 @@ from bertjax.data.windows import make_windows
 from bertjax.errors import InputError
 from bertjax.pipelines.base import Pipeline
 from bertjax.pipelines.rows import as_list, check_text
+from bertjax.pipelines.runner import SharedRows
 from bertjax.task_heads import BertForQuestionAnswering
 
 
@@ -25,6 +26,7 @@ class QuestionAnsweringPipeline(Pipeline):
     """
 
     model_class: ClassVar[type[Any]] = BertForQuestionAnswering
+    shared_rows: ClassVar[SharedRows | None] = "tokens"
     head: ClassVar[tuple[str, ...]] = ("qa_outputs.",)
 
     def __call__(

@@ -11,8 +11,10 @@ from jax.typing import DTypeLike
 
 from bertjax.errors import InputError
 from bertjax.model import BertModel
+from bertjax.packing import members
 from bertjax.pipelines.base import Pipeline, located
 from bertjax.pipelines.rows import as_list, check_text, text_rows
+from bertjax.pipelines.runner import SharedRows
 from bertjax.pipelines.sentence_transformers import ACTIVATIONS, POOLINGS, Dense, read_settings
 from bertjax.pretrained import hub
 from bertjax.pretrained.load import load_pretrained
@@ -41,6 +43,7 @@ class SentenceEmbeddingPipeline(Pipeline):
     """
 
     model_class: ClassVar[type[Any]] = BertModel
+    shared_rows: ClassVar[SharedRows | None] = "texts"
 
     def __init__(
         self,
@@ -150,23 +153,27 @@ class SentenceEmbeddingPipeline(Pipeline):
 
     def _compute(self, params: Any, batch: Mapping[str, Any], static: Any) -> Any:
         hidden = self._apply(params["encoder"], batch).last_hidden_state.astype(jnp.float32)
-        pooled = [_pool(name, hidden, batch["attention_mask"]) for name in self._pooling]
+        if "texts" in batch:
+            own = members(batch["texts"], batch["cls_positions"].shape[1])
+        else:
+            own = (batch["attention_mask"] > 0)[:, None, :]
+        pooled = [_pool(name, hidden, own) for name in self._pooling]
         vectors = jnp.concatenate(pooled, axis=-1)
         for (kernel, bias), name in zip(params["dense"], self._activations, strict=True):
             vectors = ACTIVATIONS[name](vectors @ kernel + bias)
         if self._normalize:
             length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
             vectors /= jnp.maximum(length, 1e-12)  # torch's least
-        return vectors
+        return vectors if "texts" in batch else vectors[:, 0]
 
 
-def _pool(name: str, hidden: jax.Array, mask: jax.Array) -> jax.Array:
-    """Make one vector [B, D] of the tokens' [B, T, D]; masked ones do not count."""
+def _pool(name: str, hidden: jax.Array, own: jax.Array) -> jax.Array:
+    """Make a vector of each text, [B, S, D], of tokens [B, T, D] and of which it owns [B, S, T]."""
     if name == "cls":
-        return hidden[:, 0]
-    counted = (mask > 0)[:, :, None]
+        return jnp.take_along_axis(hidden, own.argmax(axis=2)[:, :, None], axis=1)
     if name == "max":
-        return jnp.max(jnp.where(counted, hidden, -jnp.inf), axis=1)
-    total = jnp.sum(jnp.where(counted, hidden, 0.0), axis=1)
-    count = jnp.sum(counted, axis=1).astype(jnp.float32)
+        return jnp.max(jnp.where(own[..., None], hidden[:, None], -jnp.inf), axis=2)
+    total = jnp.einsum("bst,btd->bsd", own.astype(jnp.float32), hidden, precision="highest")
+    # Of no text, where a row has fewer than others, nobody asks for the mean.
+    count = jnp.maximum(own.sum(axis=2), 1).astype(jnp.float32)[:, :, None]
     return total / (count if name == "mean" else jnp.sqrt(count))

@@ -8,6 +8,7 @@ import numpy as np
 from bertjax.errors import InputError
 from bertjax.pipelines.base import Pipeline, label_names
 from bertjax.pipelines.rows import as_list, as_pair, text_rows
+from bertjax.pipelines.runner import SharedRows
 from bertjax.task_heads import BertForSequenceClassification
 
 _ALL: Any = object()
@@ -23,6 +24,7 @@ class TextClassificationPipeline(Pipeline):
     """
 
     model_class: ClassVar[type[Any]] = BertForSequenceClassification
+    shared_rows: ClassVar[SharedRows | None] = "texts"
     head: ClassVar[tuple[str, ...]] = ("pooler.", "classifier.")
 
     def __call__(

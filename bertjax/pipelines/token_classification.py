@@ -11,6 +11,7 @@ from bertjax.data.features import TextRows
 from bertjax.errors import InputError
 from bertjax.pipelines.base import Pipeline, label_names, softmax
 from bertjax.pipelines.rows import as_list, check_text, encoded, make_rows, warn_of_cut
+from bertjax.pipelines.runner import SharedRows
 from bertjax.task_heads import BertForTokenClassification
 
 Strategy = Literal["none", "simple", "first", "average", "max"]
@@ -57,6 +58,7 @@ class TokenClassificationPipeline(Pipeline):
     """
 
     model_class: ClassVar[type[Any]] = BertForTokenClassification
+    shared_rows: ClassVar[SharedRows | None] = "tokens"
     head: ClassVar[tuple[str, ...]] = ("classifier.",)
 
     def __call__(
