@@ -1,6 +1,7 @@
 """Examples of the fine-tuning families as rows of tokens, padded when they are asked for."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -67,7 +68,7 @@ class TextRows:
         """Examples that lost tokens."""
         return int(self.cut.sum())
 
-    @property
+    @functools.cached_property
     def lengths(self) -> Ints:
         """Tokens of each row; of a multiple choice, of its longest choice, [N]."""
         lengths = np.diff(self.bounds)
