@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from bertjax.dropout import dropout
 from bertjax.module import Input
 
-# Scores that a CPU computes at a time, in bytes, so that they stay in its caches; and queries, of
-# which more, with as many keys, make the products take up to a quarter longer.
+# What a CPU computes at a time: scores of so many bytes, so that they stay in its caches, and of so
+# many queries, as the products of 384 with as many keys take a quarter longer than those of 192.
 _PART_BYTES = 2**24
 _PART_QUERIES = 192
 

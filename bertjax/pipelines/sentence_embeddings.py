@@ -172,8 +172,9 @@ def _pool(name: str, hidden: jax.Array, own: jax.Array) -> jax.Array:
     if name == "cls":
         return jnp.take_along_axis(hidden, own.argmax(axis=2)[:, :, None], axis=1)
     if name == "max":
-        return jnp.max(jnp.where(own[..., None], hidden[:, None], -jnp.inf), axis=2)
+        least = jnp.finfo(jnp.float32).min
+        return jnp.max(jnp.where(own[..., None], hidden[:, None], least), axis=2)
     total = jnp.einsum("bst,btd->bsd", own.astype(jnp.float32), hidden, precision="highest")
-    # Of no text, where a row has fewer than others, nobody asks for the mean.
+    # Not 0 where a row holds fewer texts than S: what comes of no text is read by nobody.
     count = jnp.maximum(own.sum(axis=2), 1).astype(jnp.float32)[:, :, None]
     return total / (count if name == "mean" else jnp.sqrt(count))
