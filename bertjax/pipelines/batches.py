@@ -26,8 +26,8 @@ _MANY_ROWS = 16
 # Rows of the batches that are smaller than the largest: a single text does not pay for many.
 _FEW_ROWS = (1, 4, 16)
 
-# Rows that texts share: columns of the narrowest, for as many columns one text at most, and columns
-# of a batch.
+# Rows that texts share: columns of the narrowest, columns for each text that one may hold, and the
+# columns of all rows of a batch.
 _SHARED_WIDTH, _SHARED_TEXT, _SHARED_TOKENS = 64, 8, 1024
 
 # What one program more must save in each call, in tokens: a small part of what compiling it takes.
