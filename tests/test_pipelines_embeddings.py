@@ -140,6 +140,7 @@ def test_vectors_do_not_depend_on_the_company(plain):
     seen = embed.compilations
     assert seen <= 10
     embed(TEXTS)
+    embed(TEXTS[:5])
     embed(TEXTS[3])
     assert embed.compilations == seen
     assert embed([]).shape == (0, 32)

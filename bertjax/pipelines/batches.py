@@ -98,9 +98,9 @@ class Cutter:
         if not len(lengths):
             return None
         best, least = None, self._cost_alone(lengths)
-        widest = bucket_width(2 * int(lengths.max()), self.longest)
-        reaching = range(_SHARED_WIDTH, max(widest, _SHARED_WIDTH) + 1, 16)
-        for width in sorted({bucket_width(n, widest) for n in reaching}):
+        widest = max(2 * int(lengths.max()), _SHARED_WIDTH)
+        reaching = range(_SHARED_WIDTH, widest + 1, 16)
+        for width in sorted({bucket_width(n, self.longest) for n in reaching}):
             count = max(1, min(self.batch_size, _SHARED_TOKENS // width))
             together = lengths <= width
             if columns_cost(count, width) >= least or not together.any():
