@@ -17,7 +17,7 @@ from bertjax import pretrained, run_dir, seeds, seq2seq
 from bertjax.checkpoint import Checkpoints
 from bertjax.config import BertConfig
 from bertjax.data.bucketing import steps_per_epoch, training_batches
-from bertjax.data.packing import Packing, pack, packed_batches
+from bertjax.data.packing import Packing, pack, packed_batches, sharable
 from bertjax.data.targets import TargetRows
 from bertjax.data.task_data import TaskData
 from bertjax.data.tasks import Task
@@ -294,7 +294,7 @@ def _packing(config: FinetuneConfig, task: Task, train: Split, mesh: Mesh) -> Pa
     """Return how texts share rows, if they are to."""
     if not config.pack:
         return None
-    if isinstance(train.rows, TargetRows) or task.family == "multiple_choice":
+    if not sharable(train.rows):
         raise InputError(
             f"pack: rows of {task.name} ({task.family}) cannot be shared; leave it out"
         )

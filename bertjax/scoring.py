@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -12,19 +12,21 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from bertjax import train
 from bertjax.data.answers import Predictions, n_best_answers
 from bertjax.data.bucketing import evaluation_batches
+from bertjax.data.cutting import Batch, Cutter
 from bertjax.data.examples import ChoiceExample, QuestionExample, TaggedExample, TextExample
 from bertjax.data.features import QuestionRows, Rows, TextRows
+from bertjax.data.packing import sharable
 from bertjax.data.targets import TargetRows
 from bertjax.data.task_data import TaskData
 from bertjax.devices import batch_widths
 from bertjax.encoder_decoder_config import AnyConfig
 from bertjax.metrics import METRICS, perplexity
 from bertjax.objectives import FinetuningObjective
-from bertjax.sharding import batch_sharding, global_batch, host_rows
+from bertjax.sharding import batch_sharding, batch_ways, global_batch, host_rows
 from bertjax.squad_metrics import AnswerPrediction
-from bertjax.train import Batch
 
 # Below any score, for columns that a row does not have.
 _NOTHING = -1e9
@@ -34,6 +36,8 @@ _NULL_THRESHOLD = "null_threshold"
 
 class Scorer:
     """Runs a model over splits.
+
+    Texts share rows, so that one program is compiled for a split and hardly any column is padding.
 
     Args:
       objective: the model.
@@ -49,7 +53,7 @@ class Scorer:
         shardings: Any,
         batch_size: int,
     ) -> None:
-        def step(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
+        def step(params: Any, batch: train.Batch) -> tuple[jax.Array, ...]:
             output = objective.outputs(params, batch, None)
             if hasattr(output, "start_logits"):
                 return output.start_logits, output.end_logits
@@ -60,6 +64,7 @@ class Scorer:
             in_shardings=(shardings, batch_sharding(mesh)),
             out_shardings=NamedSharding(mesh, P()),
         )
+        self._model = objective.model
         self._mesh = mesh
         self._batch_size = batch_size
 
@@ -74,23 +79,43 @@ class Scorer:
           progress: whether to show a progress bar, on a terminal.
         """
         bar = tqdm(total=len(rows), unit="row", leave=False, disable=None if progress else True)
-        start, stop = host_rows(self._mesh, self._batch_size)
+        of_tokens = isinstance(rows, QuestionRows) or getattr(rows, "words", None) is not None
         found: tuple[list[np.ndarray], ...] = ()
-        for picked, batch in evaluation_batches(rows, self._batch_size, batch_widths()):
-            mine = {name: array[start:stop] for name, array in batch.items()}
+        for batch in self._batches(rows):
             with jax.set_mesh(self._mesh):
-                outputs = self._outputs(params, global_batch(mine, self._mesh, self._batch_size))
+                outputs = jax.device_get(self._outputs(params, self._placed(batch.inputs)))
+            lengths = rows.lengths[batch.numbers]
+            outputs = batch.own(outputs, int(lengths.max()) if of_tokens else None)
             found = found or tuple([np.empty(0)] * len(rows) for _ in outputs)
-            lengths = rows.lengths[picked]
-            for store, scores in zip(found, jax.device_get(outputs), strict=True):
-                of_tokens = isinstance(rows, QuestionRows) or scores.ndim == 3
-                for row, length, values in zip(picked, lengths, scores, strict=False):
+            for store, scores in zip(found, outputs, strict=True):
+                for row, length, values in zip(batch.numbers, lengths, scores, strict=True):
                     store[row] = values[:length] if of_tokens else values
-            bar.update(len(picked))
+            bar.update(len(batch.numbers))
         bar.close()
         return found
 
-    def _outputs(self, params: Any, batch: Batch) -> tuple[jax.Array, ...]:
+    def _batches(self, rows: Rows) -> Iterator[Batch]:
+        if not sharable(rows):
+            for numbers, inputs in evaluation_batches(rows, self._batch_size, batch_widths()):
+                yield Batch(numbers, inputs)
+            return
+        cutter = Cutter(
+            self._batch_size,
+            longest=self._model.config.max_position_embeddings,
+            ways=batch_ways(self._mesh),
+            on_cpu=jax.default_backend() == "cpu",
+            shares=True,
+        )
+        yield from cutter.cut(rows)
+
+    def _placed(self, inputs: dict[str, np.ndarray]) -> train.Batch:
+        """Split a batch over the mesh."""
+        count = len(inputs["input_ids"])
+        start, stop = host_rows(self._mesh, count)
+        mine = {name: array[start:stop] for name, array in inputs.items()}
+        return global_batch(mine, self._mesh, count)
+
+    def _outputs(self, params: Any, batch: train.Batch) -> tuple[jax.Array, ...]:
         return self._step(params, batch)
 
 

@@ -48,7 +48,6 @@ class WritingScorer(Scorer):
             return jnp.stack([loss.total, loss.weight, hits], axis=-1)
 
         whole = NamedSharding(mesh, P())
-        self._model = objective.model
         self._settings = GenerationConfig(max_new_tokens=task.target_length)
         self._sums = jax.jit(
             sums, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=whole

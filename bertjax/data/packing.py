@@ -1,17 +1,18 @@
 """Batches of rows that hold several texts each: hardly any padding, and one shape to compile.
 
-Which lengths share a row is settled once for a split; which texts of these lengths do, anew in
-each epoch. Every batch is a pure function of the seed and its number.
+Which lengths share a row is settled once for a split; which texts of these lengths do, in training,
+anew in each epoch. Every batch is a pure function of the seed and its number.
 """
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from bertjax.data.bins import Bins, Placement, best_fit, lay_out
-from bertjax.data.features import QuestionRows, TextRows
+from bertjax.data.features import QuestionRows, Rows, TextRows
 from bertjax.losses import IGNORE_INDEX
 
 _ALIGNED = 8  # columns: what matrix units like
@@ -53,6 +54,11 @@ class Packing:
         """Share of columns without a token."""
         rows = self.steps_per_epoch * self.batch_rows
         return 1 - float(self.bins.lengths.sum()) / (rows * self.width)
+
+
+def sharable(rows: Rows) -> TypeGuard[TextRows | QuestionRows]:
+    """Whether these are texts that may share rows: choices of an example and targets may not."""
+    return isinstance(rows, QuestionRows) or (isinstance(rows, TextRows) and not rows.choices)
 
 
 def pack(lengths: npt.NDArray[np.integer], batch_size: int, longest: int) -> Packing:
@@ -124,6 +130,32 @@ def packed_batches(
             places = lay_out(rows.lengths[together], np.array(list(map(len, held))))
             shape = packing.batch_rows, packing.width, packing.most_texts
             yield share(rows, together, places, shape)
+
+
+def shared_batches(
+    rows: TextRows | QuestionRows,
+    numbers: npt.NDArray[np.int64],
+    packing: Packing,
+    most_texts: int,
+) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, np.ndarray], Placement]]:
+    """Yield each text once: the numbers of some, their batch, and their places in its rows.
+
+    The last batch may have empty rows.
+
+    Args:
+      rows: the texts.
+      numbers: of those that share rows.
+      packing: of their lengths.
+      most_texts: texts of a row at most, S; no less than those of the fullest row.
+    """
+    lengths, bounds = rows.lengths, packing.bins.bounds
+    texts = numbers[packing.bins.fill(lengths[numbers], np.arange(len(numbers)))]
+    shape = packing.batch_rows, packing.width, most_texts
+    for first in range(0, len(packing.bins), packing.batch_rows):
+        held = bounds[first : first + packing.batch_rows + 1]
+        together = texts[held[0] : held[-1]]
+        places = lay_out(lengths[together], np.diff(held))
+        yield together, share(rows, together, places, shape), places
 
 
 def share(

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh, NamedSharding
 
+from bertjax.data.cutting import Batch, Cutter, Numbers
 from bertjax.data.features import Rows
-from bertjax.pipelines.batches import Batch, Cutter, Numbers
 from bertjax.sharding import MESH_AXES, batch_sharding, batch_ways
 from bertjax.unstacked import apart, restored, together
 
@@ -24,7 +24,7 @@ SharedRows = Literal["texts", "tokens"]
 class Runner:
     """Runs one function of parameters and batches on all rows.
 
-    As many programs are compiled as `batches.Cutter` makes shapes of the rows, and no more. On a
+    As many programs are compiled as `Cutter` makes shapes of the rows, and no more. On a
     CPU, texts may share rows, and the layers are held apart (`bertjax.unstacked`). Where the
     parameters lie on a mesh of `bertjax.sharding`, the rows of a batch are split over its data
     axes.
@@ -110,14 +110,10 @@ class Runner:
             return self._compute(self._params, {**placed, **(shared or {})}, static)
 
     def _fetched(self, rows: Rows, batch: Batch, results: Any) -> tuple[Numbers, Any]:
-        """Wait for a batch; return what is each row's own, without those that filled it up."""
-        results, places, numbers = jax.device_get(results), batch.places, batch.numbers
-        if places is None:
-            return numbers, jax.tree.map(lambda x: x[: len(numbers)], results)
-        if self._shared_rows == "texts":
-            return numbers, jax.tree.map(places.gather_texts, results)
-        columns = int(rows.lengths[numbers].max())
-        return numbers, jax.tree.map(lambda x: places.gather_tokens(x, columns), results)
+        """Wait for a batch; return what is each row's own."""
+        of_texts = self._shared_rows == "texts"
+        columns = None if of_texts else int(rows.lengths[batch.numbers].max())
+        return batch.numbers, batch.own(jax.device_get(results), columns)
 
 
 def _mesh_of(params: Any) -> Mesh | None:

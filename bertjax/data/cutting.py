@@ -3,14 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
+import jax
 import numpy as np
 import numpy.typing as npt
 
-from bertjax.data.bins import Placement, best_fit, lay_out
+from bertjax.data.bins import Placement, best_fit
 from bertjax.data.bucket_widths import bucket_width
-from bertjax.data.features import QuestionRows, Rows, TextRows
-from bertjax.data.packing import Packing, columns_cost, share
+from bertjax.data.features import Rows
+from bertjax.data.packing import Packing, columns_cost, sharable, shared_batches
 
 Numbers = npt.NDArray[np.int64]
 
@@ -26,8 +28,8 @@ _MANY_ROWS = 16
 # Rows of the batches that are smaller than the largest: a single text does not pay for many.
 _FEW_ROWS = (1, 4, 16)
 
-# Rows that texts share: columns of the narrowest, columns for each text that one may hold, and the
-# columns of all rows of a batch.
+# Rows that texts share: columns of the narrowest, columns for each text that one may hold, and on a
+# CPU the columns of all rows of a batch.
 _SHARED_WIDTH, _SHARED_TEXT, _SHARED_TOKENS = 64, 8, 1024
 
 # What one program more must save in each call, in tokens: a small part of what compiling it takes.
@@ -49,6 +51,24 @@ class Batch:
     inputs: dict[str, np.ndarray]
     places: Placement | None = None
 
+    def own(self, results: Any, columns: int | None) -> Any:
+        """Return what is each row's own of a model's results, without the rows that fill it up.
+
+        Args:
+          results: an array or a tree of them, [B, ...]; where texts share rows, [B, T, ...] of the
+            tokens or [B, S, ...] of the texts.
+          columns: tokens of the longest row; None where shared rows have results of the texts.
+        """
+
+        def pick(array: np.ndarray) -> np.ndarray:
+            if self.places is None:
+                return array[: len(self.numbers)]
+            if columns is None:
+                return self.places.gather_texts(array)
+            return self.places.gather_tokens(array, columns)
+
+        return jax.tree.map(pick, results)
+
 
 @dataclasses.dataclass(frozen=True)
 class Cutter:
@@ -62,7 +82,7 @@ class Cutter:
       batch_size: rows of the largest batch; on a CPU, long rows come in smaller ones.
       longest: width of the widest batch.
       ways: what divides the rows of a batch.
-      on_cpu: whether one CPU computes.
+      on_cpu: whether CPUs compute.
       shares: whether texts may share rows.
     """
 
@@ -72,7 +92,7 @@ class Cutter:
     on_cpu: bool
     shares: bool
 
-    def cut(self, rows: Rows, groups: npt.ArrayLike | None) -> Iterator[Batch]:
+    def cut(self, rows: Rows, groups: npt.ArrayLike | None = None) -> Iterator[Batch]:
         """Yield batches until all rows were there.
 
         Args:
@@ -81,11 +101,13 @@ class Cutter:
         """
         lengths = rows.lengths
         alone = np.arange(len(lengths))
-        if self.shares and groups is None and isinstance(rows, TextRows | QuestionRows):
+        if self.shares and groups is None and sharable(rows):
             packing = self._packing(lengths)
             if packing is not None:
                 together = lengths <= packing.width
-                yield from _sharing(rows, np.flatnonzero(together), packing)
+                most = _most_texts(packing.width)
+                for found in shared_batches(rows, np.flatnonzero(together), packing, most):
+                    yield Batch(*found)
                 alone = np.flatnonzero(~together)
         for part, count in self._cut(lengths[alone], groups):
             numbers = alone[part]
@@ -101,7 +123,7 @@ class Cutter:
         widest = max(2 * int(lengths.max()), _SHARED_WIDTH)
         reaching = range(_SHARED_WIDTH, widest + 1, 16)
         for width in sorted({bucket_width(n, self.longest) for n in reaching}):
-            count = max(1, min(self.batch_size, _SHARED_TOKENS // width))
+            count = self._shared_rows(width)
             together = lengths <= width
             if columns_cost(count, width) >= least or not together.any():
                 continue
@@ -111,6 +133,11 @@ class Cutter:
             if takes < least:
                 best, least = packing, takes
         return best
+
+    def _shared_rows(self, width: int) -> int:
+        """Return the rows of a batch that texts share."""
+        count = min(self.batch_size, _SHARED_TOKENS // width) if self.on_cpu else self.batch_size
+        return -(-max(1, count) // self.ways) * self.ways
 
     def _cost_alone(self, lengths: npt.NDArray[np.int32]) -> float:
         """Return what rows of one text each take, in tokens."""
@@ -153,24 +180,6 @@ class Cutter:
             if left <= count < 2 * left:
                 return count
         return max((count for count in counts if count <= left), default=counts[0])
-
-
-def _sharing(rows: TextRows | QuestionRows, numbers: Numbers, packing: Packing) -> Iterator[Batch]:
-    """Yield batches of rows that hold several texts each; the last one may have empty rows.
-
-    Args:
-      rows: the texts.
-      numbers: of those that share rows.
-      packing: of their lengths.
-    """
-    lengths, bounds = rows.lengths, packing.bins.bounds
-    texts = numbers[packing.bins.fill(lengths[numbers], np.arange(len(numbers)))]
-    shape = packing.batch_rows, packing.width, _most_texts(packing.width)
-    for first in range(0, len(packing.bins), packing.batch_rows):
-        held = bounds[first : first + packing.batch_rows + 1]
-        together = texts[held[0] : held[-1]]
-        places = lay_out(lengths[together], np.diff(held))
-        yield Batch(together, share(rows, together, places, shape), places)
 
 
 def _most_texts(width: int) -> int:
