@@ -85,10 +85,11 @@ class Scorer:
             with jax.set_mesh(self._mesh):
                 outputs = jax.device_get(self._outputs(params, self._placed(batch.inputs)))
             lengths = rows.lengths[batch.numbers]
-            outputs = batch.own(outputs, int(lengths.max()) if of_tokens else None)
+            columns = int(lengths.max()) if of_tokens else None
             found = found or tuple([np.empty(0)] * len(rows) for _ in outputs)
             for store, scores in zip(found, outputs, strict=True):
-                for row, length, values in zip(batch.numbers, lengths, scores, strict=True):
+                own = batch.own(scores, columns)
+                for row, length, values in zip(batch.numbers, lengths, own, strict=True):
                     store[row] = values[:length] if of_tokens else values
             bar.update(len(batch.numbers))
         bar.close()

@@ -3,9 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
 
-import jax
 import numpy as np
 import numpy.typing as npt
 
@@ -51,23 +49,19 @@ class Batch:
     inputs: dict[str, np.ndarray]
     places: Placement | None = None
 
-    def own(self, results: Any, columns: int | None) -> Any:
+    def own(self, results: np.ndarray, columns: int | None) -> np.ndarray:
         """Return what is each row's own of a model's results, without the rows that fill it up.
 
         Args:
-          results: an array or a tree of them, [B, ...]; where texts share rows, [B, T, ...] of the
-            tokens or [B, S, ...] of the texts.
+          results: [B, ...]; where texts share rows, [B, T, ...] of the tokens or [B, S, ...] of the
+            texts.
           columns: tokens of the longest row; None where shared rows have results of the texts.
         """
-
-        def pick(array: np.ndarray) -> np.ndarray:
-            if self.places is None:
-                return array[: len(self.numbers)]
-            if columns is None:
-                return self.places.gather_texts(array)
-            return self.places.gather_tokens(array, columns)
-
-        return jax.tree.map(pick, results)
+        if self.places is None:
+            return results[: len(self.numbers)]
+        if columns is None:
+            return self.places.gather_texts(results)
+        return self.places.gather_tokens(results, columns)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,7 +113,8 @@ class Runner:
         """Wait for a batch; return what is each row's own."""
         of_texts = self._shared_rows == "texts"
         columns = None if of_texts else int(rows.lengths[batch.numbers].max())
-        return batch.numbers, batch.own(jax.device_get(results), columns)
+        own = jax.tree.map(lambda x: batch.own(x, columns), jax.device_get(results))
+        return batch.numbers, own
 
 
 def _mesh_of(params: Any) -> Mesh | None:
