@@ -37,7 +37,8 @@ _NULL_THRESHOLD = "null_threshold"
 class Scorer:
     """Runs a model over splits.
 
-    Texts share rows, so that one program is compiled for a split and hardly any column is padding.
+    Texts share rows where that computes less, so that few programs are compiled for a split and
+    hardly any column is padding; choices of an example and texts to write from have their own rows.
 
     Args:
       objective: the model.
