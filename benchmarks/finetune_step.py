@@ -126,6 +126,7 @@ class Bertjax:
         from bertjax.objectives import FinetuningObjective
         from bertjax.optimizer import optimizer
         from bertjax.run_config import MeshConfig
+        from bertjax.unstacked import one_by_one
 
         # First of all, as in the commands.
         mesh = open_mesh(MeshConfig(), batch_size=len(batches[0]["weights"]))
@@ -145,6 +146,8 @@ class Bertjax:
         with jax.set_mesh(mesh):
             new_state = jax.jit(lambda p: train.new_state(p, tx), out_shardings=shardings)
             self.state = new_state(params)
+        if train.prefers_layers_apart(config, mesh):
+            self.state = one_by_one(self.state)
         self.step = train.make_train_step(objective, tx, mesh, shardings, seed=1)
         self.batches = batches
         self.put = lambda batch: sharding.global_batch(batch, mesh, len(batch["weights"]))

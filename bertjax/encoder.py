@@ -5,6 +5,7 @@ Axis letters as in `bertjax.model`; E counts the tokens of an encoder that a dec
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -265,7 +266,7 @@ class BertEncoder(nn.Module):
             last, outputs = self._scan_all(layer, hidden, head_mask, at_last, shared)
         else:
             if self.is_initializing():  # only the scan can make stacked parameters
-                self._scan(layer, hidden, None, (None, source, None))
+                self._scan_all(layer, hidden, None, None, (None, source, None))
             last, outputs = self._one_by_one(layer, hidden, head_mask, at_last, shared, past)
         states, probs, cross_probs, caches = outputs
         if positions is not None and not alone:
@@ -312,43 +313,42 @@ class BertEncoder(nn.Module):
         shared: tuple[jax.Array | None, ...],
     ) -> tuple[jax.Array, LayerOutput]:
         """Run all layers, the last at some positions alone where they are given."""
+        layers = self.config.num_hidden_layers
+        outputs: tuple[jax.Array, LayerOutput]
         if positions is None:
-            return self._scan(layer, hidden, head_mask, shared)
-        before_last = self.config.num_hidden_layers - 1
-        if before_last:
-            mask = None if head_mask is None else head_mask[:before_last]
-            hidden, _ = self._scan(layer, hidden, mask, shared, before_last)
-        mask = None if head_mask is None else head_mask[-1]
-        own = self._with_layers(_call, itemgetter(-1))
-        outputs: tuple[jax.Array, LayerOutput] = own(layer, hidden, mask, None, positions, *shared)
+            run = self._with_layers(self._scan(layers), None)
+            outputs = run(layer, hidden, head_mask, None, None, *shared)
+            return outputs
+
+        def run_last_apart(layer: nn.Module, hidden: jax.Array) -> Any:
+            first_masks, mask = (
+                (None, None) if head_mask is None else (head_mask[:-1], head_mask[-1])
+            )
+            if layers > 1:
+                scan = _on_part(self._scan(layers - 1), itemgetter(0))
+                hidden, _ = scan(layer, hidden, first_masks, None, None, *shared)
+            last = _on_part(_call, lambda parts: parts[1][0])
+            return last(layer, hidden, mask, None, positions, *shared)
+
+        # One split in place of two slices, whose gradients would be padded and added.
+        split = partial(jax.lax.split, sizes=(layers - 1, 1))
+        outputs = self._with_layers(run_last_apart, split)(layer, hidden)
         return outputs
 
-    def _scan(
-        self,
-        layer: nn.Module,
-        hidden: Float[Array, "B T D"],
-        head_mask: Float[Input, "N ..."] | None,
-        shared: tuple[jax.Array | None, ...],
-        count: int | None = None,
-    ) -> tuple[jax.Array, LayerOutput]:
-        """Run the first `count` layers, or all."""
-        layers = count or self.config.num_hidden_layers
-        scan = nn.scan(
+    def _scan(self, layers: int) -> Callable[..., Any]:
+        """Return what runs a layer so many times, each with parameters of its own."""
+        of_all_layers = 5  # inputs: all but the hidden states and the head masks
+        return nn.scan(
             _call,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, *[nn.broadcast] * (2 + len(shared))),
+            in_axes=(0, *[nn.broadcast] * of_all_layers),
             length=layers,
             unroll=self.config.scan_unroll or layers,
         )
-        pick = None if count is None else itemgetter(slice(count))
-        outputs: tuple[jax.Array, LayerOutput] = self._with_layers(scan, pick)(
-            layer, hidden, head_mask, None, None, *shared
-        )
-        return outputs
 
     def _with_layers(
-        self, function: Callable[..., Any], pick: Callable[[jax.Array], jax.Array] | None
+        self, function: Callable[..., Any], pick: Callable[[jax.Array], Any] | None
     ) -> Callable[..., Any]:
         """Return `function` of a module, for some of the layers that its parameters are stacked of.
 
@@ -369,6 +369,17 @@ class BertEncoder(nn.Module):
 
 def _call(layer: nn.Module, *inputs: Any) -> Any:
     return layer(*inputs)
+
+
+def _on_part(
+    function: Callable[..., Any], pick: Callable[[list[jax.Array]], jax.Array]
+) -> Callable[..., Any]:
+    """Return `function` of a module, for one of the parts that its parameters are split into."""
+
+    def view(parts: Any) -> Any:
+        return jax.tree.map(pick, parts, is_leaf=lambda node: isinstance(node, list))
+
+    return nn.map_variables(function, "params", view)
 
 
 def gather_positions(

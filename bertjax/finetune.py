@@ -41,6 +41,7 @@ from bertjax.train import (
     abstract_state,
     make_train_step,
     new_state,
+    prefers_layers_apart,
 )
 
 
@@ -106,6 +107,8 @@ def run(config: FinetuneConfig) -> None:
                 "bests": [dataclasses.asdict(best) for best in bests],
             },
             report=report,
+            layers_apart=config.seeds == 1
+            and prefers_layers_apart(objective.model.config, mesh, rule.freeze),
             enough=keeper.enough,
         )
         if held_out and not keeper.enough():

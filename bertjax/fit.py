@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from bertjax.checkpoint import Checkpoints
 from bertjax.report import Report, say
 from bertjax.train import Batch, TrainState
+from bertjax.unstacked import one_by_one, together
 
 
 class StoppedBySignalError(Exception):
@@ -160,6 +161,7 @@ def fit(
     checkpoints: Checkpoints,
     position: Callable[[int], dict[str, Any]],
     report: Report,
+    layers_apart: bool,
     enough: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Train from step `start` to step `steps` and save the end.
@@ -179,6 +181,8 @@ def fit(
       checkpoints: where the state is saved.
       position: where the data stands after a number of steps.
       report: where the metrics go.
+      layers_apart: whether steps are taken on the state with its layers one by one; what is
+        evaluated, saved and returned is stacked again.
       enough: asked after each evaluation, whether to end the run there.
 
     Raises:
@@ -186,6 +190,8 @@ def fit(
       NonFiniteError: see `Window`.
       InputError: the disk is full.
     """
+    if layers_apart:
+        state = one_by_one(state)
     with StopSignal() as stop:
         for step in range(start + 1, steps + 1):
             state, metrics = step_function(state, next(batches))
@@ -195,13 +201,13 @@ def fit(
                 report.write(step, "train", window.close(learning_rate(step - 1)))
             if eval_every and step % eval_every == 0 and step < steps:
                 paused = window.pause()
-                report.write(step, "eval", evaluate(state))
+                report.write(step, "eval", evaluate(together(state)))
                 window.resume(paused)
             ending = step == steps or enough()
             stopping = stop.asked(step)
             if step % save_every == 0 or ending or stopping:
                 paused = window.pause()
-                checkpoints.save(step, state, position(step))
+                checkpoints.save(step, together(state), position(step))
                 window.resume(paused)
             if ending:
                 break
@@ -209,4 +215,4 @@ def fit(
                 checkpoints.wait()
                 raise StoppedBySignalError(f"stopped by a signal after saving step {step}")
     checkpoints.wait()
-    return state
+    return together(state)

@@ -18,13 +18,21 @@ import optax
 
 from bertjax.errors import InputError
 from bertjax.sharding import path_of
+from bertjax.unstacked import together
 
 _LAYERS = re.compile(r"(\d+)(?:-(\d+))?")
+_ONE_LAYER = re.compile(r"(?:^|/)layer/(\d+)/")
 
 
 def is_stacked(path: str) -> bool:
-    """Whether the parameter at `path` has a leading axis of layers."""
-    return "layer" in path.split("/")
+    """Whether the parameter at `path` has a leading axis of layers, and is not of one layer."""
+    return "layer" in path.split("/") and _number(path) is None
+
+
+def _number(path: str) -> int | None:
+    """Return the number of the layer whose own the parameter at `path` is."""
+    found = _ONE_LAYER.search(path)
+    return None if found is None else int(found[1])
 
 
 def select(params: Any, patterns: Sequence[str], name: str = "pattern") -> Any:
@@ -175,11 +183,11 @@ def scale_by_depth(layer_decay: float) -> optax.GradientTransformation:
     head one higher still.
 
     Raises:
-      InputError: from `update`, where there are no stacked layers, or stacks of different heights.
+      InputError: from `update`, where there are no layers, or stacks of different heights.
     """
 
     def scale(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
-        leaves = jax.tree_util.tree_leaves_with_path(updates)
+        leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(together, updates))
         heights = {leaf.shape[0] for path, leaf in leaves if is_stacked(path_of(path))}
         if len(heights) != 1:
             raise InputError(f"layer_decay needs one stack of layers; got {len(heights)}")
@@ -190,6 +198,8 @@ def scale_by_depth(layer_decay: float) -> optax.GradientTransformation:
             path = path_of(key_path)
             if is_stacked(path):
                 return update * _along_layers(by_layer, update).astype(update.dtype)
+            if (number := _number(path)) is not None:
+                return update * by_layer[number].astype(update.dtype)
             at_bottom = "embeddings" in path.split("/")
             return update * layer_decay ** (layers + 1) if at_bottom else update
 

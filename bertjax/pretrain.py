@@ -45,6 +45,7 @@ from bertjax.train import (
     make_eval_step,
     make_train_step,
     new_state,
+    prefers_layers_apart,
 )
 
 Objective = PretrainingObjective | CausalObjective
@@ -115,6 +116,7 @@ def run(config: PretrainConfig) -> None:
             checkpoints=checkpoints,
             position=lambda step: {"examples": step * config.batch_size},
             report=report,
+            layers_apart=prefers_layers_apart(config.model, mesh, config.optimizer.freeze),
         )
         values = held_out.evaluate(state)
         if values:

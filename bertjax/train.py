@@ -11,8 +11,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bertjax import partition
+from bertjax.config import BertConfig
+from bertjax.encoder_decoder_config import EncoderDecoderConfig
 from bertjax.losses import LossSum
 from bertjax.sharding import batch_sharding, constrain, state_shardings
+from bertjax.unstacked import together
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, LossSum]
@@ -96,13 +99,14 @@ def loss_and_grads(
 
     Every loss is divided by its weight over the whole global batch before the backward pass, so
     that neither the number of devices nor of microbatches changes the gradient. That of what
-    `freeze` matches is zero, and is not computed.
+    `freeze` matches is zero, and is not computed. The layers of the parameters may be one by one.
     """
     weights = objective.weights(batch)
     trained, frozen = partition.split(params, freeze)
 
     def loss(trained: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        sums = objective.sums(partition.join(trained, frozen), part, key)
+        params = together(partition.join(trained, frozen))
+        sums = objective.sums(params, part, key)
         scaled = (LossSum(sums[name].total, weight).mean() for name, weight in weights.items())
         return sum(scaled, jnp.zeros(())), sums
 
@@ -145,7 +149,7 @@ def train_step(
     """Take one optimizer step; a pure function of state and batch.
 
     Args:
-      state: the state before.
+      state: the state before; its layers may be one by one (`unstacked.one_by_one`).
       batch: a global batch.
       objective: what is minimised.
       tx: the optimizer.
@@ -217,7 +221,12 @@ def make_train_step(
 
 
 def compile_step(step: StepFunction, mesh: Mesh, shardings: Any) -> StepFunction:
-    """Compile a step over the mesh; the state is donated."""
+    """Compile a step over the mesh; the state is donated.
+
+    On one device it takes any form of the state, whatever that which `shardings` are of.
+    """
+    if mesh.size == 1:
+        shardings = NamedSharding(mesh, P())
     jitted = jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(mesh)),
@@ -225,6 +234,20 @@ def compile_step(step: StepFunction, mesh: Mesh, shardings: Any) -> StepFunction
         donate_argnums=0,
     )
     return _under(mesh, jitted)
+
+
+def prefers_layers_apart(
+    config: BertConfig | EncoderDecoderConfig, mesh: Mesh, freeze: Sequence[str] = ()
+) -> bool:
+    """Whether steps are faster on a state with its layers one by one (`unstacked.one_by_one`).
+
+    On one CPU they are, but for layers that run in a loop, which reads stacks. Other devices were
+    not measured; shardings of several, and patterns of `freeze`, are of stacks alone.
+    """
+    models = [config] if isinstance(config, BertConfig) else [config.encoder, config.decoder]
+    unrolled = all(model.scan_unroll == 0 for model in models)
+    on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    return on_one_cpu and unrolled and not freeze
 
 
 def make_eval_step(

@@ -1,12 +1,10 @@
-"""Parameters in the form that programs on them read fastest, for those that read them many times.
+"""Parameters with their layers one by one, for programs that read them many times.
 
 Layers that are stacked are sliced before each product, and the slice is a copy: in a loop over
-tokens that is as much memory to move as the product reads, and on a CPU a tenth of the time of a
-batch of short texts. Taken apart before and put together in the program, they are read where they
-are: XLA undoes the second.
-
-On a CPU their kernels are transposed as well, to one row for each output: a product then reads a
-kernel from end to end.
+tokens that is as much memory to move as the product reads, on a CPU a tenth of the time of a batch
+of short texts; and a training step stacks their gradients too. Taken apart before, each under its
+number as in `layer/0`, and put together in the program, they are read where they are: XLA undoes
+the second.
 """
 
 import functools
@@ -15,49 +13,60 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from bertjax.layers import TRANSPOSED_KERNEL
 
 _STACK = "layer"
 
 
-@struct.dataclass
-class _Layers:
-    """One parameter of all layers, an array for each."""
+def one_by_one(tree: Any) -> Any:
+    """Return parameters, or a training state on them, with the layers of each stack apart.
 
-    arrays: tuple[jax.Array, ...]
+    The stacks are consumed.
+    """
+
+    def split(stacks: Any) -> Any:
+        layers = _split(stacks)
+        jax.tree.map(lambda stack: stack.delete(), stacks)
+        return layers
+
+    return _at_layers(tree, lambda layers: split(layers) if _is_stacked(layers) else layers)
+
+
+@jax.jit
+def _split(stacks: Any) -> Any:
+    (layers,) = {len(stack) for stack in jax.tree.leaves(stacks)}
+    return {str(i): jax.tree.map(lambda stack, i=i: stack[i], stacks) for i in range(layers)}
+
+
+def together(tree: Any) -> Any:
+    """Undo `one_by_one`; layers that are stacked stay as they are."""
+    return _at_layers(tree, lambda layers: layers if _is_stacked(layers) else _stack(layers))
+
+
+@jax.jit
+def _stack(layers: Any) -> Any:
+    in_order = (layers[str(i)] for i in range(len(layers)))
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *in_order)
 
 
 def apart(params: Any) -> Any:
-    """Return parameters with their layers one by one in place of each stack, which takes a copy.
+    """Return a copy of parameters with the layers apart, for programs that only read them.
 
-    They are for `together` alone. A tree without stacks, as one that this has returned or of a
+    On a CPU the layers' kernels are transposed as well, to one row for each output: a product then
+    reads a kernel from end to end. A tree without stacks, as one that this has returned or of a
     model of another make, stays as it is.
     """
-    if any(map(_is_layers, jax.tree.leaves(params, is_leaf=_is_layers))):
-        return params
-    return _apart(params)
+    found: list[bool] = []
+    _at_layers(params, lambda layers: found.append(_is_stacked(layers)))
+    return _apart(params) if any(found) else params
 
 
 @jax.jit
 def _apart(params: Any) -> Any:
-    transpose = jax.default_backend() == "cpu"
-
-    def split(stacks: Any) -> Any:
-        stacks = _transposed(stacks) if transpose else stacks
-        return jax.tree.map(lambda stack: _Layers(tuple(stack)), stacks)
-
-    return _at_layers(params, split)
-
-
-def together(params: Any) -> Any:
-    """Return what models take, in a program on parameters that `apart` has returned.
-
-    Parameters that were never taken apart stay as they are.
-    """
-    stack = lambda x: jnp.stack(x.arrays) if _is_layers(x) else x  # noqa: E731
-    return _at_layers(params, lambda tree: jax.tree.map(stack, tree, is_leaf=_is_layers))
+    if jax.default_backend() == "cpu":
+        params = _at_layers(params, _transposed)
+    return _at_layers(params, _split)
 
 
 @jax.jit
@@ -81,14 +90,19 @@ def _transposed(stacks: Any, *, back: bool = False) -> Any:
     return others | {new: jnp.moveaxis(stacks[old], source, target)}
 
 
-def _is_layers(x: Any) -> bool:
-    return isinstance(x, _Layers)
+def _is_stacked(layers: Any) -> bool:
+    return not (isinstance(layers, dict) and "0" in layers)
 
 
 def _at_layers(tree: Any, change: Callable[[Any], Any]) -> Any:
-    if not isinstance(tree, dict):
-        return tree
-    return {
-        name: change(entry) if name == _STACK else _at_layers(entry, change)
-        for name, entry in tree.items()
-    }
+    """Change what lies under each name `layer` of the dictionaries in a tree."""
+
+    def changed(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        return {
+            name: change(entry) if name == _STACK else changed(entry)
+            for name, entry in node.items()
+        }
+
+    return jax.tree.map(changed, tree, is_leaf=lambda node: isinstance(node, dict))

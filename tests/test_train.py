@@ -1,9 +1,11 @@
 """The step on 8 virtual devices and on 2 processes: the mesh must not change the result."""
 
+import dataclasses
 import json
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,8 +13,10 @@ from bertjax import BertForSequenceClassification, sharding
 from bertjax.objectives import FinetuningObjective
 from bertjax.optimizer import optimizer
 from bertjax.pretrained import names
-from bertjax.run_config import OptimizerConfig
-from bertjax.train import loss_and_grads, new_state, train_step
+from bertjax.run_config import MeshConfig, OptimizerConfig
+from bertjax.train import loss_and_grads, new_state, prefers_layers_apart, train_step
+from bertjax.unstacked import one_by_one, together
+from tests.encoder_decoders import pair_of
 from tests.models import BATCH, SMALL, inputs, random_params
 from tests.processes import finish, free_port, run, start
 
@@ -135,3 +139,44 @@ def test_what_is_frozen_costs_nothing(classifier):
         work[freeze] = jax.jit(step).lower(state, batch).compile().cost_analysis()["flops"]
     without, with_frozen = work.values()
     assert with_frozen < 0.4 * without
+
+
+# Layers one by one
+
+
+RULES = {
+    "AdamW, lower layers slower": OptimizerConfig(layer_decay=0.5),
+    "LAMB": OptimizerConfig(name="lamb", weight_decay=0.1),
+    "BertAdam": OptimizerConfig(name="bert_adam", clip_norm=0.01),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_steps_on_layers_one_by_one_are_those_on_stacks(classifier, rule, parts):
+    objective, params, batch = classifier
+    tx = optimizer(dataclasses.replace(RULES[rule], learning_rate=1e-2, schedule="constant"), 10)
+    run = partial(train_step, objective=objective, tx=tx, seed=0, accumulation_steps=parts)
+    step = jax.jit(run)
+    stacked = new_state(params, tx)
+    apart = one_by_one(jax.tree.map(jnp.copy, stacked))
+    for _ in range(3):
+        stacked, want = step(stacked, batch)
+        apart, found = step(apart, batch)
+        for name in want:
+            np.testing.assert_allclose(found[name], want[name], rtol=TOLERANCE, err_msg=name)
+    assert list(apart.params["bert"]["encoder"]["layer"]) == ["0", "1", "2"]
+    after = dict(names.parameters(stacked.params))
+    for path, found in names.parameters(together(apart).params):
+        if not path.endswith("key/bias"):  # whose gradient is nothing but rounding
+            np.testing.assert_allclose(found, after[path], atol=TOLERANCE, err_msg=path)
+
+
+def test_layers_are_apart_on_one_cpu_alone():
+    one = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    unrolled = dataclasses.replace(SMALL, scan_unroll=0)
+    assert prefers_layers_apart(unrolled, one)
+    assert prefers_layers_apart(pair_of(unrolled, unrolled), one)
+    assert not prefers_layers_apart(pair_of(unrolled, SMALL), one)  # a loop over stacks
+    assert not prefers_layers_apart(unrolled, one, freeze=("embeddings",))

@@ -10,7 +10,10 @@ import pytest
 from bertjax import unstacked
 from bertjax.heads import BertForMaskedLM
 from bertjax.layers import transposed_product
+from bertjax.optimizer import optimizer
 from bertjax.pruning import prune_heads
+from bertjax.run_config import OptimizerConfig
+from bertjax.train import new_state
 from tests.models import SMALL, assert_same_trees
 from tests.peers import quick_params
 
@@ -27,6 +30,26 @@ def test_what_is_taken_apart_can_be_restored(params):
     assert_same_trees(unstacked.together(params), params)  # was never taken apart
 
 
+def test_a_training_state_has_each_layer_under_its_number_and_back(params):
+    state = new_state(params, optimizer(OptimizerConfig(), 10))
+    given = jax.tree.map(jnp.copy, state)
+    taken = unstacked.one_by_one(given)
+    for tree, whole in ((taken.params, state.params), (taken.opt_state[1].nu, state.params)):
+        layers = tree["bert"]["encoder"]["layer"]
+        assert list(layers) == ["0", "1", "2"]
+        stacks = whole["bert"]["encoder"]["layer"]
+        for number, layer in enumerate(layers.values()):
+            shapes = jax.tree.map(lambda stack: stack.shape[1:], stacks)
+            assert jax.tree.map(jnp.shape, layer) == shapes
+            if tree is taken.params:
+                own = jax.tree.map(lambda stack, number=number: stack[number], stacks)
+                assert_same_trees(layer, own)
+    stack = given.params["bert"]["encoder"]["layer"]["intermediate"]["dense"]["kernel"]
+    assert stack.is_deleted()
+    assert_same_trees(unstacked.one_by_one(taken), taken)
+    assert_same_trees(unstacked.together(taken), state)
+
+
 def test_kernels_have_a_row_for_each_output_on_a_cpu(params):
     layer = params["bert"]["encoder"]["layer"]
     taken = unstacked.apart(params)["bert"]["encoder"]["layer"]
@@ -35,15 +58,19 @@ def test_kernels_have_a_row_for_each_output_on_a_cpu(params):
         (("attention", "self", "query"), "ihk->hki"),
         (("attention", "output", "dense"), "hko->ohk"),
     ):
-        given, found = layer, taken
-        for name in path:
-            given, found = given[name], found[name]
-        assert set(found) == {"transposed_kernel", "bias"}
-        for number, (array, addend) in enumerate(
-            zip(found["transposed_kernel"].arrays, found["bias"].arrays, strict=True)
-        ):
-            np.testing.assert_array_equal(array, jnp.einsum(axes, given["kernel"][number]))
-            np.testing.assert_array_equal(addend, given["bias"][number])
+        given = at(layer, path)
+        for number in range(SMALL.num_hidden_layers):
+            found = at(taken[str(number)], path)
+            assert set(found) == {"transposed_kernel", "bias"}
+            kernel = jnp.einsum(axes, given["kernel"][number])
+            np.testing.assert_array_equal(found["transposed_kernel"], kernel)
+            np.testing.assert_array_equal(found["bias"], given["bias"][number])
+
+
+def at(tree, path):
+    for name in path:
+        tree = tree[name]
+    return tree
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 17])
