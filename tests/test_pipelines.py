@@ -5,6 +5,7 @@ import itertools
 import logging
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -293,6 +294,39 @@ def test_long_rows_come_in_small_batches_on_a_cpu():
                     longest=512)  # fmt: skip
     lengths = np.repeat([512, 128, 64], [4, 16, 32])
     assert [len(picked) for picked, _ in runner(Numbered(lengths))] == [4, 16, 32]
+
+
+def test_two_batches_are_computed_at_the_same_time_on_a_cpu(monkeypatch):
+    runner = Runner(lambda _, batch, __: batch["input_ids"][:, 0], np.int32(0), batch_size=16,
+                    longest=64)  # fmt: skip
+    rows = Numbered(np.full(64, 50))
+    first = [picked.tolist() for picked, _ in runner(rows)]
+    assert (runner.compilations, len(first)) == (1, 4)
+    both, compute = threading.Barrier(2), runner._compute
+
+    def after_both(*arguments):
+        both.wait(timeout=60)  # raises where no other thread comes
+        return compute(*arguments)
+
+    monkeypatch.setattr(runner, "_compute", after_both)
+    again = list(runner(rows))
+    assert [picked.tolist() for picked, _ in again] == first
+    assert all((picked == results).all() for picked, results in again)
+    assert runner.compilations == 1
+
+
+def test_what_fails_in_a_thread_fails_for_the_caller(monkeypatch):
+    runner = Runner(lambda _, batch, __: batch["input_ids"][:, 0], np.int32(0), batch_size=16,
+                    longest=64)  # fmt: skip
+    rows = Numbered(np.full(64, 50))
+    list(runner(rows))
+
+    def full(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(runner, "_compute", full)
+    with pytest.raises(MemoryError, match="no room"):
+        list(runner(rows))
 
 
 def test_the_shapes_of_many_texts_are_few(directories):

@@ -2,6 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -17,6 +19,10 @@ from bertjax.unstacked import apart, restored, together
 # Batches that are computed while the results of one are read.
 _AHEAD = 2
 
+# Batches that a CPU computes at the same time: while some threads wait for the slowest of a
+# product, they have another batch's work. JAX runs what one thread asks for in turn.
+_AT_ONCE = 2
+
 # What a function computes where texts share rows: arrays of the texts, or of the tokens.
 SharedRows = Literal["texts", "tokens"]
 
@@ -25,7 +31,8 @@ class Runner:
     """Runs one function of parameters and batches on all rows.
 
     As many programs are compiled as `Cutter` makes shapes of the rows, and no more. On a
-    CPU, texts may share rows, and the layers are held apart (`bertjax.unstacked`). Where the
+    CPU, texts may share rows, the layers are held apart (`bertjax.unstacked`), and two batches are
+    computed at the same time, so that a second thread calls the function's program. Where the
     parameters lie on a mesh of `bertjax.sharding`, the rows of a batch are split over its data
     axes.
 
@@ -57,11 +64,13 @@ class Runner:
             return compute(together(params) if self._on_cpu else params, batch, static)
 
         self.compilations = 0
+        self._compiled: set[Hashable] = set()
         self._compute = jax.jit(traced, static_argnums=2)
         self._shared_rows = shared_rows
         self._mesh = _mesh_of(params)
         self._on_cpu = self._mesh is None and jax.default_backend() == "cpu"
         self._params = apart(params) if self._on_cpu else params
+        self._pool = ThreadPoolExecutor(_AT_ONCE)
         self._cutter = Cutter(
             batch_size,
             longest,
@@ -91,29 +100,36 @@ class Runner:
           shared: arrays that every batch holds beside its own.
           static: third argument of the function; each value is compiled for apart.
         """
-        pending: deque[tuple[Batch, Any]] = deque()
+        pending: deque[tuple[Batch, Callable[[], Any]]] = deque()
         for batch in self._cutter.cut(rows, groups):
-            pending.append((batch, self._dispatch(batch.inputs, shared, static)))
+            pending.append((batch, self._started(batch.inputs, shared, static)))
             if len(pending) > _AHEAD:
                 yield self._fetched(rows, *pending.popleft())
         while pending:
             yield self._fetched(rows, *pending.popleft())
 
-    def _dispatch(
+    def _started(
         self, batch: dict[str, np.ndarray], shared: Mapping[str, np.ndarray] | None, static: Any
-    ) -> Any:
-        """Start the computation of a batch; the result is still being computed."""
-        if self._mesh is None:
-            return self._compute(self._params, {**batch, **(shared or {})}, static)
-        placed = jax.device_put(batch, batch_sharding(self._mesh))
-        with jax.set_mesh(self._mesh):
-            return self._compute(self._params, {**placed, **(shared or {})}, static)
+    ) -> Callable[[], Any]:
+        """Start the computation of a batch; return what waits for its results."""
+        if self._mesh is not None:
+            placed = jax.device_put(batch, batch_sharding(self._mesh))
+            with jax.set_mesh(self._mesh):
+                results = self._compute(self._params, {**placed, **(shared or {})}, static)
+            return partial(jax.device_get, results)
+        inputs = {**batch, **(shared or {})}
+        shape = static, *((name, array.shape) for name, array in inputs.items())
+        if self._on_cpu and shape in self._compiled:
+            run = lambda: jax.device_get(self._compute(self._params, inputs, static))  # noqa: E731
+            return self._pool.submit(run).result
+        self._compiled.add(shape)  # here, and so once
+        return partial(jax.device_get, self._compute(self._params, inputs, static))
 
-    def _fetched(self, rows: Rows, batch: Batch, results: Any) -> tuple[Numbers, Any]:
+    def _fetched(self, rows: Rows, batch: Batch, results: Callable[[], Any]) -> tuple[Numbers, Any]:
         """Wait for a batch; return what is each row's own."""
         of_texts = self._shared_rows == "texts"
         columns = None if of_texts else int(rows.lengths[batch.numbers].max())
-        own = jax.tree.map(lambda x: batch.own(x, columns), jax.device_get(results))
+        own = jax.tree.map(lambda x: batch.own(x, columns), results())
         return batch.numbers, own
 
 
