@@ -79,11 +79,14 @@ class Bertjax:
         from bertjax.objectives import PretrainingObjective
         from bertjax.optimizer import optimizer
         from bertjax.run_config import MeshConfig, OptimizerConfig
+        from bertjax.unstacked import one_by_one
 
         mesh = open_mesh(MeshConfig(), batch_size=len(batch["input_ids"]))  # as the commands do
         objective = PretrainingObjective(BertForPreTraining(config, dtype=jnp.dtype(dtype)))
         tx = optimizer(OptimizerConfig(schedule="constant", eps=1e-8), 1000)
         self.state, shardings = train.init_state(objective, tx, mesh, seed=0)
+        if train.prefers_layers_apart(config, mesh):
+            self.state = one_by_one(self.state)
         rows = len(batch["input_ids"])
         self.batch = sharding.global_batch(batch, mesh, rows)
         start = time.perf_counter()

@@ -120,7 +120,7 @@ def test_transformers_auto_classes_load_it(name, tmp_path):
         theirs = peer.eval()(torch.tensor(ids))
     compared = 0
     for field, value in theirs.items():
-        if field == "past_key_values":
+        if field in ("past_key_values", "cache"):  # before and since transformers 5.24
             continue
         np.testing.assert_allclose(getattr(ours, field), value.numpy(), rtol=0, atol=2e-5)
         compared += 1
