@@ -177,7 +177,7 @@ def fit(
       log_every: steps between lines of the log.
       eval_every: steps between evaluations, 0 for none.
       save_every: steps between checkpoints.
-      evaluate: values of the held-out split.
+      evaluate: values of the held-out split; reads step and parameters of the state alone.
       checkpoints: where the state is saved.
       position: where the data stands after a number of steps.
       report: where the metrics go.
@@ -201,7 +201,8 @@ def fit(
                 report.write(step, "train", window.close(learning_rate(step - 1)))
             if eval_every and step % eval_every == 0 and step < steps:
                 paused = window.pause()
-                report.write(step, "eval", evaluate(together(state)))
+                whole = state.replace(params=together(state.params))  # no moments: none are read
+                report.write(step, "eval", evaluate(whole))
                 window.resume(paused)
             ending = step == steps or enough()
             stopping = stop.asked(step)

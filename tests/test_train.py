@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from bertjax import BertForSequenceClassification, sharding
 from bertjax.objectives import FinetuningObjective
@@ -180,3 +181,4 @@ def test_layers_are_apart_on_one_cpu_alone():
     assert prefers_layers_apart(pair_of(unrolled, unrolled), one)
     assert not prefers_layers_apart(pair_of(unrolled, SMALL), one)  # a loop over stacks
     assert not prefers_layers_apart(unrolled, one, freeze=("embeddings",))
+    assert not prefers_layers_apart(unrolled, AbstractMesh((2, 1, 1), sharding.MESH_AXES))
