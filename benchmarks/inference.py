@@ -327,7 +327,9 @@ def main():
         show(results)
         answered = compare(arguments, "questions", Path(target), questions[: arguments.limit])
         show(answered)
-    results += answered + first_answers(arguments, directory)
+    results += answered
+    if arguments.starts:
+        results += first_answers(arguments, directory)
     if arguments.output:
         with arguments.output.open("a") as file:
             file.writelines(json.dumps(result) + "\n" for result in results)

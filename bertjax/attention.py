@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from bertjax.dropout import dropout
+from bertjax.layers import needs_wide_result
 from bertjax.module import Input
 
 # What a CPU computes at a time: scores of so many bytes, so that they stay in its caches, and of so
@@ -266,13 +267,17 @@ def _weighted_mean(
     exponentials.
     """
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    mean = _weigh(weights.astype(value.dtype), value) / weights.sum(axis=-1, keepdims=True)
+    dtype = jnp.float32 if needs_wide_result(value.dtype) else value.dtype
+    mean = _weigh(weights.astype(value.dtype), value, dtype)
+    mean /= weights.sum(axis=-1, keepdims=True)
     return mean.astype(value.dtype).swapaxes(1, 2)
 
 
 def _weigh(
-    weights: Float[Array, "B H T S"], value: Float[Array, "B S H K"]
+    weights: Float[Array, "B H T S"],
+    value: Float[Array, "B S H K"],
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "B H T K"]:
     # Heads before tokens: asked for tokens first, XLA on a CPU fuses softmax and product into one
     # loop, which takes up to four times as long.
-    return jnp.einsum("bhts,bshk->bhtk", weights, value)
+    return jnp.einsum("bhts,bshk->bhtk", weights, value, preferred_element_type=dtype)

@@ -86,7 +86,7 @@ class _Decoder:
                 f"{config.model}: is a BertLMHeadModel, but its config has is_decoder off; set it "
                 "to write on"
             )
-        self._params = apart(params)
+        self._params = apart(params, config.dtype)
         self._config = config
         self._settings = self._complete(config.settings)
 
@@ -186,7 +186,7 @@ class _MaskedModel:
                 raise InputError(f"--{name.replace('_', '-')} is not for --mask-predict")
         self._tokenizer = BertTokenizer.from_pretrained(path)
         self._model, params = load_pretrained(BertForMaskedLM, path, dtype=jnp.dtype(config.dtype))
-        self._params = apart(params)
+        self._params = apart(params, config.dtype)
         vocabulary = self._tokenizer.backend.get_vocab()
         self._mask_id = vocabulary["[MASK]"]
         self._config = config

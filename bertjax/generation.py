@@ -259,7 +259,7 @@ def _prepare(model: Any, params: Any, given: _Given, settings: GenerationConfig 
     prompt = prompt.resize(bucket_width(real, longest - room), settings.pad_token_id or 0)
     copies = settings.num_return_sequences if settings.num_beams == 1 else 1
     job = Job(
-        apart(params),
+        apart(params, model.dtype),
         prompt.repeat(copies),
         _numbered(given.seeds, len(ids), copies),
         np.int32(least) if settings.min_new_tokens or settings.min_length else None,

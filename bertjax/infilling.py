@@ -83,7 +83,8 @@ def mask_predict(
     # The columns of the masked tokens in their order, and then others.
     columns = np.argsort(~np.pad(masked, beyond), axis=1, kind="stable")
     columns = columns[:, : min(width, 1 << (room - 1).bit_length())]
-    job = _Job(apart(params), padded[0], padded[1], padded[2], columns, masked.sum(axis=1), seeds)
+    own = apart(params, model.dtype)
+    job = _Job(own, padded[0], padded[1], padded[2], columns, masked.sum(axis=1), seeds)
     tokens, probs = _fill(model, settings, mask_token_id, job)
     length = ids.shape[1]
     return MaskPredictOutput(*(jnp.asarray(np.asarray(x)[:, :length]) for x in (tokens, probs)))

@@ -58,21 +58,53 @@ class Dense(nn.Module):
             y = transposed_product(flat, kernel.reshape(-1, flat.shape[1]))
         else:
             kernel = self.param("kernel", init, (*inputs, *outputs)).astype(self.dtype)
-            y = flat @ kernel.reshape(flat.shape[1], -1)
+            y = _product(flat, kernel.reshape(flat.shape[1], -1))
         bias = self.param("bias", nn.initializers.zeros, outputs).astype(self.dtype)
         return (y + bias.reshape(-1)).reshape(*rows, *outputs)
+
+
+def _product(x: Float[Array, "N D"], kernel: Float[Array, "D O"]) -> Float[Array, "N O"]:
+    return _wide_product(x, kernel) if needs_wide_result(x.dtype) else x @ kernel
+
+
+@jax.custom_jvp
+def _wide_product(x: Float[Array, "N D"], kernel: Float[Array, "D O"]) -> Float[Array, "N O"]:
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+@_wide_product.defjvp
+def _wide_product_jvp(
+    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    return jax.jvp(jnp.matmul, primals, tangents)
+
+
+def needs_wide_result(dtype: DTypeLike) -> bool:
+    """Tell whether products of this type should be asked for as float32 and rounded after.
+
+    XLA on a CPU multiplies bfloat16 with the processor's units for it only where the result is
+    float32, and else converts all to float32.
+    """
+    return dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
 
 
 def transposed_product(
     x: Float[Array, "N D"], kernel: Float[Array, "O D"], dtype: DTypeLike | None = None
 ) -> Float[Array, "N O"]:
     """Multiply rows by a kernel that has a row for each output; `dtype` is the result's."""
-    product = partial(jnp.matmul, preferred_element_type=dtype)
+    wanted, wide = jnp.dtype(dtype or x.dtype), needs_wide_result(x.dtype)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32 if wide else wanted)
     if len(x) > _FEW_ROWS or jax.default_backend() != "cpu":
-        return product(x, kernel.T)
+        return product("nd,od->no", x, kernel).astype(wanted)
     # The other way round XLA on a CPU would rearrange the kernel for each product, as it does for
     # many rows, or for one row transpose it; without the barrier it would turn the product back.
-    return jax.lax.optimization_barrier(product(kernel, x.T)).T
+    # For the product of a matrix and one vector it has nothing for bfloat16.
+    rows = jnp.repeat(x, 2, axis=0) if wide and len(x) == 1 else x
+    y = jax.lax.optimization_barrier(product("od,nd->on", kernel, rows)).T
+    if wide:
+        # Were this transposed within the next product, XLA could not multiply bfloat16 there.
+        y = jax.lax.optimization_barrier(y)[: len(x)]
+    return y.astype(wanted)
 
 
 class LayerNorm(nn.Module):

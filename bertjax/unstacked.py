@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bertjax.layers import TRANSPOSED_KERNEL
 
-_STACK = "layer"
+_STACK, _KERNEL = "layer", "kernel"
 
 
 def one_by_one(tree: Any) -> Any:
@@ -50,44 +51,64 @@ def _stack(layers: Any) -> Any:
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *in_order)
 
 
-def apart(params: Any) -> Any:
+def apart(params: Any, dtype: DTypeLike | None = None) -> Any:
     """Return a copy of parameters with the layers apart, for programs that only read them.
 
     On a CPU the layers' kernels are transposed as well, to one row for each output: a product then
     reads a kernel from end to end. A tree without stacks, as one that this has returned or of a
     model of another make, stays as it is.
+
+    Args:
+      params: the parameters.
+      dtype: compute type of the model, to which the layers' kernels are rounded once instead of in
+        each program; None leaves them as they are.
     """
     found: list[bool] = []
     _at_layers(params, lambda layers: found.append(_is_stacked(layers)))
-    return _apart(params) if any(found) else params
+    return _apart(params, dtype and jnp.dtype(dtype)) if any(found) else params
 
 
-@jax.jit
-def _apart(params: Any) -> Any:
-    if jax.default_backend() == "cpu":
-        params = _at_layers(params, _transposed)
+@functools.partial(jax.jit, static_argnums=1)
+def _apart(params: Any, dtype: jnp.dtype | None) -> Any:
+    transposed = jax.default_backend() == "cpu"
+
+    def arranged(kernel: jax.Array, outputs: int) -> jax.Array:
+        kernel = kernel.astype(dtype or kernel.dtype)
+        return _to_the_front(kernel, outputs) if transposed else kernel
+
+    new = TRANSPOSED_KERNEL if transposed else _KERNEL
+    params = _at_layers(params, lambda layers: _kernels_changed(layers, _KERNEL, new, arranged))
     return _at_layers(params, _split)
 
 
 @jax.jit
 def restored(params: Any) -> Any:
-    """Return what `apart` was given."""
-    return _at_layers(together(params), functools.partial(_transposed, back=True))
+    """Return what `apart` was given, as far as it did not round."""
+
+    def as_given(kernel: jax.Array, outputs: int) -> jax.Array:
+        return _to_the_front(kernel, kernel.ndim - 1 - outputs)
+
+    return _at_layers(
+        together(params),
+        lambda layers: _kernels_changed(layers, TRANSPOSED_KERNEL, _KERNEL, as_given),
+    )
 
 
-def _transposed(stacks: Any, *, back: bool = False) -> Any:
-    """Transpose the kernels [L, *inputs, *outputs] of dense layers, or the transposed ones back."""
+def _kernels_changed(
+    stacks: Any, old: str, new: str, change: Callable[[jax.Array, int], jax.Array]
+) -> Any:
+    """Replace the kernels of dense layers by what a function makes of one and its output axes."""
     if not isinstance(stacks, dict):
         return stacks
-    names = ["kernel", TRANSPOSED_KERNEL]
-    old, new = reversed(names) if back else names
     if old not in stacks:
-        return {name: _transposed(entry, back=back) for name, entry in stacks.items()}
-    outputs = stacks["bias"].ndim - 1
-    ahead, behind = range(1, outputs + 1), range(-outputs, 0)
-    source, target = (ahead, behind) if back else (behind, ahead)
+        return {name: _kernels_changed(x, old, new, change) for name, x in stacks.items()}
     others = {name: entry for name, entry in stacks.items() if name != old}
-    return others | {new: jnp.moveaxis(stacks[old], source, target)}
+    return others | {new: change(stacks[old], stacks["bias"].ndim - 1)}
+
+
+def _to_the_front(kernel: jax.Array, last: int) -> jax.Array:
+    """Move the last axes behind the first, which counts the layers."""
+    return jnp.moveaxis(kernel, range(-last, 0), range(1, last + 1))
 
 
 def _is_stacked(layers: Any) -> bool:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bertjax import unstacked
 from bertjax.config import BertConfig
 from bertjax.encoder import gather_positions
 from bertjax.heads import BertForPreTraining
@@ -135,6 +136,38 @@ def test_bfloat16_is_close_to_float32_and_keeps_float32_parameters():
     error = jnp.linalg.norm(got.prediction_logits - want.prediction_logits)
     assert error / jnp.linalg.norm(want.prediction_logits) < 0.03
     np.testing.assert_allclose(got.loss, want.loss, rtol=0.02)
+
+
+@pytest.mark.parametrize("form", [lambda params: params, unstacked.apart], ids=["stacks", "apart"])
+def test_products_of_bfloat16_are_float32_on_a_cpu(form):
+    """For XLA on a CPU does not use the processor's units for bfloat16 otherwise."""
+    model = BertForPreTraining(SMALL, dtype=jnp.bfloat16)
+    params = form(random_params(model))
+
+    def run(params):
+        return model.apply({"params": unstacked.together(params)}, **inputs(SMALL))
+
+    lines = jax.jit(run).lower(params).as_text().splitlines()
+    products = [line.rpartition("-> ")[2] for line in lines if "dot_general" in line]
+    assert len(products) >= 8
+    assert all(kind.endswith("xf32>") for kind in products), products
+
+
+def test_derivatives_in_bfloat16_are_near_those_in_float32():
+    """Backwards and forwards, along the gradient: both ways through its products."""
+    batch = inputs(SMALL)
+    batch |= {"labels": batch["input_ids"], "next_sentence_label": np.zeros(BATCH, np.int32)}
+    params = random_params(BertForPreTraining(SMALL))
+
+    def loss(dtype):
+        model = BertForPreTraining(SMALL, dtype=dtype)
+        return lambda params: model.apply({"params": params}, **batch).loss
+
+    want, found = (jax.jit(jax.grad(loss(kind)))(params) for kind in (jnp.float32, jnp.bfloat16))
+    flat, other = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(g)]) for g in (want, found))
+    assert jnp.linalg.norm(other - flat) < 0.05 * jnp.linalg.norm(flat)
+    along = jax.jit(lambda p, t: jax.jvp(loss(jnp.bfloat16), (p,), (t,))[1])(params, want)
+    np.testing.assert_allclose(along, flat @ flat, rtol=0.05)
 
 
 def test_initialisation():

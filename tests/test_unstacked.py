@@ -67,6 +67,38 @@ def test_kernels_have_a_row_for_each_output_on_a_cpu(params):
             np.testing.assert_array_equal(found["bias"], given["bias"][number])
 
 
+def test_kernels_are_rounded_once_where_products_would_round_them(params):
+    layer = unstacked.apart(params, jnp.bfloat16)["bert"]["encoder"]["layer"]["0"]
+    plain = unstacked.apart(params)["bert"]["encoder"]["layer"]["0"]
+    kernel = layer["intermediate"]["dense"]["transposed_kernel"]
+    assert kernel.dtype == jnp.bfloat16
+    want = plain["intermediate"]["dense"]["transposed_kernel"]
+    np.testing.assert_array_equal(kernel, want.astype(jnp.bfloat16))
+    others = {name: entry for name, entry in layer["output"].items() if name != "dense"}
+    assert {leaf.dtype for leaf in jax.tree.leaves(others)} == {jnp.dtype(jnp.float32)}
+
+    model = BertForMaskedLM(SMALL, dtype=jnp.bfloat16)
+    ids = np.arange(5, 15)[None]
+    run = jax.jit(lambda params: model.apply({"params": unstacked.together(params)}, ids).logits)
+    rounded, as_they_are = (run(unstacked.apart(params, kind)) for kind in (jnp.bfloat16, None))
+    np.testing.assert_array_equal(rounded, as_they_are)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 17])
+def test_bfloat16_with_one_head(tokens):
+    """Where scores are one product of two matrices XLA might have put a transpose into it."""
+    config = dataclasses.replace(SMALL, num_attention_heads=1)
+    model = BertForMaskedLM(config, dtype=jnp.bfloat16)
+    params = quick_params(model)
+    ids, mask = np.arange(5, 5 + tokens)[None], np.ones((1, tokens), np.int32)
+
+    def run(params):
+        return model.apply({"params": unstacked.together(params)}, ids, mask).logits
+
+    want, found = (jax.jit(run)(tree) for tree in (params, unstacked.apart(params, jnp.bfloat16)))
+    np.testing.assert_allclose(found, want, atol=0.02)
+
+
 def at(tree, path):
     for name in path:
         tree = tree[name]

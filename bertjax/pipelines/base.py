@@ -71,6 +71,7 @@ class Pipeline(abc.ABC):
         self._run = Runner(
             self._compute,
             params,
+            dtype=model.dtype,
             batch_size=batch_size,
             longest=self.max_length,
             shared_rows=self.shared_rows,

@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
 
 from bertjax.data.cutting import Batch, Cutter, Numbers
 from bertjax.data.features import Rows
@@ -41,6 +43,7 @@ class Runner:
         texts share rows (see `bertjax.packing.model_inputs`), arrays [B, S, ...] of the texts or
         [B, T, ...] of the tokens, as `shared_rows` says.
       params: its first argument.
+      dtype: type that the function computes with.
       batch_size: rows of the largest batch; on a CPU, long rows come in smaller ones.
       longest: width of the widest batch.
       shared_rows: what the function returns where texts share rows; None: they never do.
@@ -55,6 +58,7 @@ class Runner:
         compute: Callable[[Any, Mapping[str, Any], Any], Any],
         params: Any,
         *,
+        dtype: DTypeLike,
         batch_size: int,
         longest: int,
         shared_rows: SharedRows | None = None,
@@ -69,7 +73,9 @@ class Runner:
         self._shared_rows = shared_rows
         self._mesh = _mesh_of(params)
         self._on_cpu = self._mesh is None and jax.default_backend() == "cpu"
-        self._params = apart(params) if self._on_cpu else params
+        self._params = apart(params, dtype) if self._on_cpu else params
+        exact = {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+        self._given = None if self._on_cpu and exact else params
         self._pool = ThreadPoolExecutor(_AT_ONCE)
         self._cutter = Cutter(
             batch_size,
@@ -82,7 +88,7 @@ class Runner:
     @property
     def params(self) -> Any:
         """The parameters as they were given."""
-        return restored(self._params) if self._on_cpu else self._params
+        return restored(self._params) if self._given is None else self._given
 
     def __call__(
         self,
