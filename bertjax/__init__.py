@@ -1,11 +1,13 @@
 """bertjax, the JAX home of BERT."""
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Public name -> module. Loaded when first used, so that `import bertjax` costs nothing.
+# Public name -> module. Loaded when first used, as are the modules themselves, so that
+# `import bertjax` costs nothing.
 _PUBLIC = {
     "BertConfig": "config",
     "BertForMaskedLM": "heads",
@@ -127,9 +129,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"bertjax.{_PUBLIC[name]}"), name)
+    module = f"bertjax.{name}"
+    if name.startswith("_") or importlib.util.find_spec(module) is None:
         raise AttributeError(f"module 'bertjax' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"bertjax.{_PUBLIC[name]}"), name)
+    return importlib.import_module(module)
 
 
 def __dir__() -> list[str]:

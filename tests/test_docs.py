@@ -3,6 +3,8 @@
 import doctest
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import bertjax
 from bertjax import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 from bertjax.pretrained import abstract_params, save_pretrained
 from bertjax.run_config import MeshConfig
@@ -37,6 +40,16 @@ def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(f"bertjax.{module}"))
     assert result.attempted
     assert not result.failed
+
+
+def test_import_bertjax_is_enough_for_what_the_readme_names():
+    named = sorted(set(re.findall(r"`(bertjax\.[a-z_]+\.[a-z_]+)[`(]", README.read_text())))
+    assert "bertjax.devices.keep_freed_memory" in named
+    for name in named:
+        # In a process of its own: another module may have loaded this one.
+        subprocess.run([sys.executable, "-c", f"import bertjax; {name}"], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        bertjax.nothing  # noqa: B018
 
 
 def test_readme_python_examples(tmp_path, monkeypatch):
