@@ -25,8 +25,10 @@ from bertjax.devices import batch_widths
 from bertjax.encoder_decoder_config import AnyConfig
 from bertjax.metrics import METRICS, perplexity
 from bertjax.objectives import FinetuningObjective
-from bertjax.sharding import batch_sharding, batch_ways, global_batch, host_rows
+from bertjax.overlap import Overlap
+from bertjax.sharding import batch_sharding, batch_ways, global_batch, host_rows, is_one_cpu
 from bertjax.squad_metrics import AnswerPrediction
+from bertjax.unstacked import apart, together
 
 # Below any score, for columns that a row does not have.
 _NOTHING = -1e9
@@ -39,6 +41,8 @@ class Scorer:
 
     Texts share rows where that computes less, so that few programs are compiled for a split and
     hardly any column is padding; choices of an example and texts to write from have their own rows.
+    On one CPU the layers are taken apart (`bertjax.unstacked`), and two batches computed at the
+    same time.
 
     Args:
       objective: the model.
@@ -60,14 +64,12 @@ class Scorer:
                 return output.start_logits, output.end_logits
             return (output.logits,)
 
-        self._step: Callable[..., tuple[jax.Array, ...]] = jax.jit(
-            step,
-            in_shardings=(shardings, batch_sharding(mesh)),
-            out_shardings=NamedSharding(mesh, P()),
-        )
         self._model = objective.model
         self._mesh = mesh
+        self._shardings = shardings
         self._batch_size = batch_size
+        self._step = self._compiled(step)
+        self._overlap = Overlap(on_one_cpu=is_one_cpu(mesh))
 
     def logits(
         self, params: Any, rows: Rows, progress: bool = False
@@ -82,9 +84,15 @@ class Scorer:
         bar = tqdm(total=len(rows), unit="row", leave=False, disable=None if progress else True)
         of_tokens = isinstance(rows, QuestionRows) or getattr(rows, "words", None) is not None
         found: tuple[list[np.ndarray], ...] = ()
-        for batch in self._batches(rows):
+        if is_one_cpu(self._mesh):
+            params = apart(params, self._model.dtype)
+
+        def compute(batch: Batch) -> tuple[jax.Array, ...]:
             with jax.set_mesh(self._mesh):
-                outputs = jax.device_get(self._outputs(params, self._placed(batch.inputs)))
+                return self._outputs(params, self._placed(batch.inputs))
+
+        batches = self._batches(rows)
+        for batch, outputs in self._overlap(batches, compute, lambda batch: batch.shape):
             lengths = rows.lengths[batch.numbers]
             columns = int(lengths.max()) if of_tokens else None
             found = found or tuple([np.empty(0)] * len(rows) for _ in outputs)
@@ -95,6 +103,20 @@ class Scorer:
             bar.update(len(batch.numbers))
         bar.close()
         return found
+
+    def _compiled(
+        self, step: Callable[[Any, train.Batch], Any]
+    ) -> Callable[[Any, train.Batch], Any]:
+        """Compile a function of parameters, in whichever form, and a batch over the mesh."""
+        whole = NamedSharding(self._mesh, P())
+        return jax.jit(
+            lambda params, batch: step(together(params), batch),
+            in_shardings=(
+                whole if self._mesh.size == 1 else self._shardings,
+                batch_sharding(self._mesh),
+            ),
+            out_shardings=whole,
+        )
 
     def _batches(self, rows: Rows) -> Iterator[Batch]:
         if not sharable(rows):

@@ -183,6 +183,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(RULES["batch"]))
 
 
+def is_one_cpu(mesh: Mesh) -> bool:
+    """Tell whether a mesh is one CPU alone."""
+    return mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+
+
 def batch_ways(mesh: Mesh) -> int:
     """Return how many parts the rows of a batch are split into."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])

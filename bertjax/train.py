@@ -14,7 +14,7 @@ from bertjax import partition
 from bertjax.config import BertConfig
 from bertjax.encoder_decoder_config import EncoderDecoderConfig
 from bertjax.losses import LossSum
-from bertjax.sharding import batch_sharding, constrain, state_shardings
+from bertjax.sharding import batch_sharding, constrain, is_one_cpu, state_shardings
 from bertjax.unstacked import together
 
 Batch = dict[str, jax.Array]
@@ -246,8 +246,7 @@ def prefers_layers_apart(
     """
     models = [config] if isinstance(config, BertConfig) else [config.encoder, config.decoder]
     unrolled = all(model.scan_unroll == 0 for model in models)
-    on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-    return on_one_cpu and unrolled and not freeze
+    return is_one_cpu(mesh) and unrolled and not freeze
 
 
 def make_eval_step(

@@ -11,9 +11,9 @@ from bertjax.generation import generate
 from bertjax.generation_config import GenerationConfig
 from bertjax.losses import accuracy, cross_entropy
 from bertjax.objectives import FinetuningObjective, Seq2SeqObjective
+from bertjax.overlap import Overlap
 from bertjax.run_config import TaskConfig
 from bertjax.scoring import Scorer
-from bertjax.sharding import batch_sharding
 from bertjax.train import Batch
 
 
@@ -47,12 +47,12 @@ class WritingScorer(Scorer):
             hits = jax.vmap(accuracy)(logits, labels).total
             return jnp.stack([loss.total, loss.weight, hits], axis=-1)
 
-        whole = NamedSharding(mesh, P())
         self._settings = GenerationConfig(max_new_tokens=task.target_length)
-        self._sums = jax.jit(
-            sums, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=whole
+        self._sums = self._compiled(sums)
+        self._without_start = jax.jit(
+            lambda sequences: sequences[:, 1:], out_shardings=NamedSharding(mesh, P())
         )
-        self._without_start = jax.jit(lambda sequences: sequences[:, 1:], out_shardings=whole)
+        self._overlap = Overlap(on_one_cpu=False)  # writing is more than one program
 
     def _outputs(self, params: Any, batch: Batch) -> tuple[jax.Array, ...]:
         written = generate(

@@ -49,6 +49,11 @@ class Batch:
     inputs: dict[str, np.ndarray]
     places: Placement | None = None
 
+    @property
+    def shape(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Names and shapes of the arrays: batches of one shape can share a program."""
+        return tuple((name, array.shape) for name, array in self.inputs.items())
+
     def own(self, results: np.ndarray, columns: int | None) -> np.ndarray:
         """Return what is each row's own of a model's results, without the rows that fill it up.
 

@@ -1,9 +1,6 @@
 """Runs a model on rows of any lengths, and counts the programs that are compiled."""
 
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -15,15 +12,9 @@ from jax.typing import DTypeLike
 
 from bertjax.data.cutting import Batch, Cutter, Numbers
 from bertjax.data.features import Rows
+from bertjax.overlap import Overlap
 from bertjax.sharding import MESH_AXES, batch_sharding, batch_ways
 from bertjax.unstacked import apart, restored, together
-
-# Batches that are computed while the results of one are read.
-_AHEAD = 2
-
-# Batches that a CPU computes at the same time: while some threads wait for the slowest of a
-# product, they have another batch's work. JAX runs what one thread asks for in turn.
-_AT_ONCE = 2
 
 # What a function computes where texts share rows: arrays of the texts, or of the tokens.
 SharedRows = Literal["texts", "tokens"]
@@ -43,7 +34,7 @@ class Runner:
         texts share rows (see `bertjax.packing.model_inputs`), arrays [B, S, ...] of the texts or
         [B, T, ...] of the tokens, as `shared_rows` says.
       params: its first argument.
-      dtype: type that the function computes with.
+      dtype: type that the function computes with; None: that of the parameters.
       batch_size: rows of the largest batch; on a CPU, long rows come in smaller ones.
       longest: width of the widest batch.
       shared_rows: what the function returns where texts share rows; None: they never do.
@@ -58,7 +49,7 @@ class Runner:
         compute: Callable[[Any, Mapping[str, Any], Any], Any],
         params: Any,
         *,
-        dtype: DTypeLike,
+        dtype: DTypeLike | None = None,
         batch_size: int,
         longest: int,
         shared_rows: SharedRows | None = None,
@@ -68,15 +59,15 @@ class Runner:
             return compute(together(params) if self._on_cpu else params, batch, static)
 
         self.compilations = 0
-        self._compiled: set[Hashable] = set()
         self._compute = jax.jit(traced, static_argnums=2)
         self._shared_rows = shared_rows
         self._mesh = _mesh_of(params)
         self._on_cpu = self._mesh is None and jax.default_backend() == "cpu"
         self._params = apart(params, dtype) if self._on_cpu else params
-        exact = {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+        kinds = {leaf.dtype for leaf in jax.tree.leaves(params)}
+        exact = dtype is None or kinds == {jnp.dtype(dtype)}
         self._given = None if self._on_cpu and exact else params
-        self._pool = ThreadPoolExecutor(_AT_ONCE)
+        self._overlap = Overlap(on_one_cpu=self._on_cpu)
         self._cutter = Cutter(
             batch_size,
             longest,
@@ -106,37 +97,21 @@ class Runner:
           shared: arrays that every batch holds beside its own.
           static: third argument of the function; each value is compiled for apart.
         """
-        pending: deque[tuple[Batch, Callable[[], Any]]] = deque()
-        for batch in self._cutter.cut(rows, groups):
-            pending.append((batch, self._started(batch.inputs, shared, static)))
-            if len(pending) > _AHEAD:
-                yield self._fetched(rows, *pending.popleft())
-        while pending:
-            yield self._fetched(rows, *pending.popleft())
+        beside = shared or {}
 
-    def _started(
-        self, batch: dict[str, np.ndarray], shared: Mapping[str, np.ndarray] | None, static: Any
-    ) -> Callable[[], Any]:
-        """Start the computation of a batch; return what waits for its results."""
-        if self._mesh is not None:
-            placed = jax.device_put(batch, batch_sharding(self._mesh))
+        def compute(batch: Batch) -> Any:
+            if self._mesh is None:
+                return self._compute(self._params, {**batch.inputs, **beside}, static)
+            placed = jax.device_put(batch.inputs, batch_sharding(self._mesh))
             with jax.set_mesh(self._mesh):
-                results = self._compute(self._params, {**placed, **(shared or {})}, static)
-            return partial(jax.device_get, results)
-        inputs = {**batch, **(shared or {})}
-        shape = static, *((name, array.shape) for name, array in inputs.items())
-        if self._on_cpu and shape in self._compiled:
-            run = lambda: jax.device_get(self._compute(self._params, inputs, static))  # noqa: E731
-            return self._pool.submit(run).result
-        self._compiled.add(shape)  # here, and so once
-        return partial(jax.device_get, self._compute(self._params, inputs, static))
+                return self._compute(self._params, {**placed, **beside}, static)
 
-    def _fetched(self, rows: Rows, batch: Batch, results: Callable[[], Any]) -> tuple[Numbers, Any]:
-        """Wait for a batch; return what is each row's own."""
+        others = static, *((name, array.shape) for name, array in beside.items())
+        batches = self._cutter.cut(rows, groups)
         of_texts = self._shared_rows == "texts"
-        columns = None if of_texts else int(rows.lengths[batch.numbers].max())
-        own = jax.tree.map(lambda x: batch.own(x, columns), results())
-        return batch.numbers, own
+        for batch, results in self._overlap(batches, compute, lambda x: (x.shape, *others)):
+            columns = None if of_texts else int(rows.lengths[batch.numbers].max())
+            yield batch.numbers, jax.tree.map(lambda x, b=batch, c=columns: b.own(x, c), results)
 
 
 def _mesh_of(params: Any) -> Mesh | None:
