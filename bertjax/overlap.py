@@ -24,9 +24,12 @@ class Overlap:
     Args:
       on_one_cpu: whether one CPU computes, which then has two batches at the same time: a second
         thread asks for them.
+      ahead: whether batches are started before the results of those before are there. Several
+        processes must not: their exchanges could cross.
     """
 
-    def __init__(self, *, on_one_cpu: bool) -> None:
+    def __init__(self, *, on_one_cpu: bool, ahead: bool = True) -> None:
+        self._ahead = _AHEAD if ahead else 0
         self._pool = ThreadPoolExecutor(_AT_ONCE) if on_one_cpu else None
         self._compiled: set[Hashable] = set()
 
@@ -44,12 +47,10 @@ class Overlap:
           shape: tells batches apart that other programs compute. The first of each is computed by
             the caller's thread, so that each program is compiled once.
         """
-        # Of several processes each computes one after the other, lest their exchanges cross.
-        ahead = _AHEAD if jax.process_count() == 1 else 0
         pending: deque[tuple[_Batch, Callable[[], Any]]] = deque()
         for batch in batches:
             pending.append((batch, self._started(partial(compute, batch), shape(batch))))
-            if len(pending) > ahead:
+            if len(pending) > self._ahead:
                 begun, results = pending.popleft()
                 yield begun, results()
         for begun, results in pending:

@@ -69,7 +69,7 @@ class Scorer:
         self._shardings = shardings
         self._batch_size = batch_size
         self._step = self._compiled(step)
-        self._overlap = Overlap(on_one_cpu=is_one_cpu(mesh))
+        self._overlap = Overlap(on_one_cpu=is_one_cpu(mesh), ahead=mesh.size == 1)
 
     def logits(
         self, params: Any, rows: Rows, progress: bool = False

@@ -52,7 +52,8 @@ class WritingScorer(Scorer):
         self._without_start = jax.jit(
             lambda sequences: sequences[:, 1:], out_shardings=NamedSharding(mesh, P())
         )
-        self._overlap = Overlap(on_one_cpu=False)  # writing is more than one program
+        # Writing is more than one program.
+        self._overlap = Overlap(on_one_cpu=False, ahead=False)
 
     def _outputs(self, params: Any, batch: Batch) -> tuple[jax.Array, ...]:
         written = generate(
