@@ -251,10 +251,12 @@ def test_bars_are_for_terminals(tmp_path):
     assert "writing: 100%" in shown
 
 
+# What a shell runs in the background ignores SIGINT, and so would all that it starts.
 STANDS_STILL = """
-import sys, time
+import signal, sys, time
 from bertjax import cli
 from bertjax.pretrained import safetensors
+signal.signal(signal.SIGINT, signal.default_int_handler)
 safetensors.write = lambda *_: time.sleep(100)
 sys.exit(cli.main(sys.argv[1:]))
 """
