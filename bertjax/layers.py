@@ -69,6 +69,8 @@ def _product(x: Float[Array, "N D"], kernel: Float[Array, "D O"]) -> Float[Array
 
 @jax.custom_jvp
 def _wide_product(x: Float[Array, "N D"], kernel: Float[Array, "D O"]) -> Float[Array, "N O"]:
+    # Where it is differentiated the product is the plain one: in the backward pass of this one
+    # float32 would meet bfloat16.
     return jnp.matmul(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
