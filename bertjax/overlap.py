@@ -24,8 +24,8 @@ class Overlap:
     Args:
       on_one_cpu: whether one CPU computes, which then has two batches at the same time: a second
         thread asks for them.
-      ahead: whether batches are started before the results of those before are there. Several
-        processes must not: their exchanges could cross.
+      ahead: whether batches are started before the results of those before are there. Where
+        several processes compute together, no: their exchanges could cross.
     """
 
     def __init__(self, *, on_one_cpu: bool, ahead: bool = True) -> None:

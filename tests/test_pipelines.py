@@ -27,6 +27,7 @@ from bertjax.data.bucket_widths import bucket_width
 from bertjax.pipelines import TASKS
 from bertjax.pipelines.runner import Runner
 from tests import processes
+from tests.models import assert_same_trees
 from tests.pipeline_models import (
     ODD,
     SMALL,
@@ -370,6 +371,8 @@ def test_bfloat16_is_near(directories):
     ]
     for ours, exact in zip(*scores, strict=True):
         assert ours == pytest.approx(exact, abs=0.05)
+    # Its kernels are rounded, what it was given is not.
+    assert_same_trees(low.params, pipeline(task, directories[task]).params)
 
 
 def test_parameters_on_a_mesh_stay_there(directories):
